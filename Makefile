@@ -1,0 +1,70 @@
+# Everything runs in .venv, which the first target that needs it sets up; see `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+PROTOS := $(wildcard protos/splitsam/v1/*.proto)
+TYPED := common encoder_service decoder_service client v1
+PACKAGES := $(addprefix splitsam.,$(TYPED))
+# The first of these that is Python 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: help setup demo up test test-long lint format wheel evaluate clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: .venv/.installed .venv/.generated .typing ## Make the virtual environment and the generated code
+
+demo: setup ## Photo to masks through both services; writes out/demo.png
+	$(BIN)/splitsam demo
+
+up: setup ## Redis and both services, left running until Ctrl-C
+	$(BIN)/splitsam up
+
+test: setup ## Unit and end-to-end tests, on the CPU
+	$(BIN)/pytest -m "not long"
+
+test-long: setup ## Tests that take minutes: whole-model parity
+	$(BIN)/pytest -m long
+
+evaluate: setup ## Recompute the published figures of the shipped vit_t
+	$(BIN)/python -m training.evaluate --checkpoint common/assets/vit_t.safetensors
+
+lint: setup ## Lint, format check, types, protobuf lint and compatibility
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	cd protos && ../$(BIN)/buf lint
+	BUF=$(BIN)/buf protos/check_compatibility
+
+format: setup ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: setup ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove what these targets made
+	rm -rf .venv .typing build dist out splitsam.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f protos/splitsam/v1/*_pb2.py protos/splitsam/v1/*_pb2.pyi protos/splitsam/v1/*_pb2_grpc.py
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml setup.py constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/.generated: .venv/.installed $(PROTOS) protos/generate.py
+	$(BIN)/python protos/generate.py
+	@touch $@
+
+# mypy does not follow editable installs: a tree of links gives it the installed names.
+.typing: Makefile
+	rm -rf .typing && mkdir -p .typing/splitsam
+	for package in $(filter-out v1,$(TYPED)); do ln -s ../../$$package .typing/splitsam/$$package; done
+	ln -s ../../protos/splitsam/v1 .typing/splitsam/v1
+	@touch .typing

@@ -1,0 +1,34 @@
+"""The Python client, the command line and the demo."""
+
+from splitsam.client.async_client import AsyncClient
+from splitsam.client.client import Client
+from splitsam.client.connection import TLS
+from splitsam.client.errors import SplitsamError
+from splitsam.client.prompts import OutputOptions, Prompt
+from splitsam.client.results import (
+    BulkResult,
+    DeploymentInfo,
+    Embedding,
+    EncodedImage,
+    ImageMasks,
+    Mask,
+    PointerAnswer,
+    ServiceInfo,
+)
+
+__all__ = [
+    "TLS",
+    "AsyncClient",
+    "BulkResult",
+    "Client",
+    "DeploymentInfo",
+    "Embedding",
+    "EncodedImage",
+    "ImageMasks",
+    "Mask",
+    "OutputOptions",
+    "PointerAnswer",
+    "Prompt",
+    "ServiceInfo",
+    "SplitsamError",
+]

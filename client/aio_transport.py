@@ -1,0 +1,168 @@
+"""Performs the steps of an operation with `grpc.aio`."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from splitsam.client.answers import read_source
+from splitsam.client.connection import Connection
+from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.results import BulkResult, ImageSource
+from splitsam.client.steps import (
+    CloseBulk,
+    Collect,
+    Emit,
+    Load,
+    OpenBulk,
+    Operation,
+    ReceiveBulk,
+    SendBulk,
+    Step,
+    T,
+    Unary,
+    Wait,
+    resume,
+)
+from splitsam.client.transport import STUBS, idle_error
+from splitsam.v1 import encoder_pb2
+
+
+class AioTransport:
+    """The channels of an asyncio client, opened on first use, inside its event loop."""
+
+    def __init__(self, where: Connection) -> None:
+        self.where = where
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    def stub(self, service: str, address: str) -> Any:
+        if address not in self._channels:
+            self._channels[address] = self.where.open_channel(address, grpc.aio)
+        return STUBS[service](self._channels[address])
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Perform an operation that emits nothing on the way, and return its result."""
+        try:
+            step = next(operation)
+            while True:
+                step = resume(operation, await self._outcome(step, None))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def results(self, operation: Operation[None]) -> AsyncIterator[BulkResult]:
+        """Perform an operation on a bulk stream and hand out what it emits."""
+        stream = _BulkStream(self)
+        try:
+            step = next(operation)
+            while True:
+                if isinstance(step, Emit):
+                    yield step.result
+                    step = next(operation)
+                else:
+                    step = resume(operation, await self._outcome(step, stream))
+        except StopIteration:
+            return
+        finally:
+            stream.abandon()
+
+    async def _outcome(self, step: Step, stream: "_BulkStream | None") -> Any:
+        try:
+            return await (self._perform(step) if stream is None else self._perform_on(stream, step))
+        except (SplitsamError, OSError) as error:
+            return error
+
+    async def _perform(self, step: Step) -> Any:
+        match step:
+            case Unary() | Collect():
+                return await self._call(step)
+            case Wait(delay_s):
+                return await asyncio.sleep(delay_s)
+            case Load(source):
+                return await asyncio.to_thread(_load, source)
+            case _:
+                raise TypeError(f"{type(step).__name__} needs a stream")
+
+    async def _perform_on(self, stream: "_BulkStream", step: Step) -> Any:
+        match step:
+            case OpenBulk(timeout_s):
+                return stream.open(timeout_s)
+            case SendBulk(request):
+                return await stream.send(request)
+            case ReceiveBulk(idle_timeout_s):
+                return await stream.receive(idle_timeout_s)
+            case CloseBulk(idle_timeout_s):
+                return await stream.close(idle_timeout_s)
+            case _:
+                return await self._perform(step)
+
+    async def _call(self, step: Unary | Collect) -> Any:
+        method = getattr(self.stub(step.service, step.address), step.method)
+        call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
+        try:
+            return [message async for message in call] if isinstance(step, Collect) else await call
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, step.address) from error
+
+
+class _BulkStream:
+    """An EncodeImages call."""
+
+    def __init__(self, transport: AioTransport) -> None:
+        self._transport = transport
+        self._call: Any = None
+
+    @property
+    def _address(self) -> str:
+        return self._transport.where.encoder
+
+    def open(self, timeout_s: float) -> None:
+        self.abandon()
+        stub = self._transport.stub("encoder", self._address)
+        self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
+
+    async def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
+        try:
+            await self._call.write(request)
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise await error_of_call(self._call, self._address) from error
+
+    async def receive(self, idle_timeout_s: float) -> encoder_pb2.EncodeImagesResponse | None:
+        try:
+            response = await asyncio.wait_for(self._call.read(), idle_timeout_s)
+        except TimeoutError as error:
+            raise idle_error(self._address, idle_timeout_s) from error
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self._address) from error
+        return None if response is grpc.aio.EOF else response
+
+    async def close(self, idle_timeout_s: float) -> None:
+        await self._call.done_writing()
+        while await self.receive(idle_timeout_s) is not None:
+            pass
+
+    def abandon(self) -> None:
+        """End the call, if one is open, without waiting for anything."""
+        if self._call is not None:
+            self._call.cancel()
+
+
+async def error_of_call(call: Any, address: str) -> SplitsamError:
+    """Why a call on which nothing can be written any more has ended."""
+    code = await call.code()
+    failure = grpc.aio.AioRpcError(
+        code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    )
+    return error_from_rpc(failure, address)
+
+
+def _load(source: ImageSource) -> tuple[bytes, bytes]:
+    content = read_source(source)
+    return content, hashlib.sha256(content).digest()

@@ -1,0 +1,1 @@
+"""The photograph that the demo sends."""

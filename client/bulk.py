@@ -1,0 +1,131 @@
+"""Encoding many images over one EncodeImages stream, step by step, without doing any I/O itself (see `steps`)."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from splitsam.client import answers
+from splitsam.client.errors import SplitsamError, error_from_item
+from splitsam.client.results import BulkResult, EncodedImage, ImageSource
+from splitsam.client.retry import RetryPolicy
+from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
+from splitsam.v1 import encoder_pb2
+
+
+@dataclass
+class _Sent:
+    source: ImageSource
+    sha256: bytes
+    request: encoder_pb2.EncodeImagesRequest
+    attempts: int = 1
+
+
+@dataclass
+class BulkEncode:
+    """One pass over many images, at most `in_flight` of them sent and unanswered.
+
+    When the server asks to come again, for an image or for the whole stream, the pass pauses for that long: a
+    queue that is full for one image is full for the next.
+
+    Args:
+        sources: taken one by one, as room comes.
+        in_flight: images sent and unanswered at any time.
+        idle_timeout_s: longest silence of the server while it owes an answer.
+        stream_timeout_s: deadline of a stream.
+        retry: how often an image, or the stream without progress, is sent.
+    """
+
+    sources: Iterable[ImageSource]
+    in_flight: int
+    idle_timeout_s: float
+    stream_timeout_s: float
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    def __post_init__(self) -> None:
+        self._owed: dict[int, _Sent] = {}
+        self._to_send: deque[int] = deque()
+
+    def steps(self) -> Operation[None]:
+        """Emit a result for each image, in order of completion.
+
+        Raises:
+            SplitsamError: the stream failed, and with it everything that was not emitted yet.
+        """
+        waiting = enumerate(self.sources)
+        is_open = False
+        failures = 0
+        while True:
+            try:
+                if not is_open:
+                    yield OpenBulk(self.stream_timeout_s)
+                    is_open = True
+                    self._to_send = deque(self._owed)
+                yield from self._fill(waiting)
+                if not self._owed:
+                    yield CloseBulk(self.idle_timeout_s)
+                    return
+                response = yield ReceiveBulk(self.idle_timeout_s)
+                failures = 0
+                yield from self._settle(response)
+            except SplitsamError as error:
+                failures += 1
+                wait_s = self.retry.wait_s(error, failures, self.stream_timeout_s)
+                if wait_s is None:
+                    raise
+                is_open = False
+                yield Wait(wait_s)
+
+    def _fill(self, waiting: Iterator[tuple[int, ImageSource]]) -> Operation[None]:
+        """Send what is to be sent again, then new images while there is room."""
+        while True:
+            while self._to_send:
+                yield SendBulk(self._owed[self._to_send.popleft()].request)
+            if len(self._owed) >= self.in_flight:
+                return
+            position, source = next(waiting, (-1, b""))
+            if position < 0:
+                return
+            try:
+                content, sha256 = yield Load(source)
+            except OSError as error:
+                yield Emit(BulkResult(position, source, error=error))
+                continue
+            request = encoder_pb2.EncodeImagesRequest(request_id=position, image=content)
+            self._owed[position] = _Sent(source, sha256, request)
+            self._to_send.append(position)
+
+    def _settle(self, response: encoder_pb2.EncodeImagesResponse | None) -> Operation[None]:
+        if response is None or response.request_id not in self._owed:
+            raise SplitsamError(
+                f"the encoder owes {len(self._owed)} answers and ended the stream or sent another",
+                code=grpc.StatusCode.INTERNAL,
+                reason="STREAM_BROKEN",
+            )
+        position = response.request_id
+        sent = self._owed[position]
+        if response.WhichOneof("outcome") == "error":
+            error = error_from_item(response.error)
+            wait_s = self.retry.wait_s(error, sent.attempts, self.idle_timeout_s)
+            if wait_s is not None:
+                sent.attempts += 1
+                yield Wait(wait_s)
+                self._to_send.append(position)
+                return
+            result = BulkResult(position, sent.source, error=error)
+        else:
+            result = BulkResult(position, sent.source, image=_encoded(response.result, sent))
+        del self._owed[position]
+        yield Emit(result)
+
+
+def _encoded(made: encoder_pb2.EncodeImageResponse, sent: _Sent) -> EncodedImage:
+    return answers.encoded_image(
+        made.embedding,
+        sent.source,
+        sent.sha256,
+        cache_hit=made.cache_hit,
+        stored=made.stored,
+        timings=made.timings,
+    )

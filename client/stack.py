@@ -1,0 +1,213 @@
+"""Everything on one machine: Redis, an encoder and a decoder as child processes that stop together."""
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from splitsam.client.processes import LOOPBACK, Child, StackError, check_port_free, free_ports, stop_all
+from splitsam.client.redis_server import redis_url, start_redis
+
+ServiceName = Literal["encoder", "decoder"]
+_FULL_NAMES = {"encoder": "splitsam.v1.EncoderService", "decoder": "splitsam.v1.DecoderService"}
+_REDIS_START_S = 10.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class StackSettings:
+    """What to start; a port of 0 takes a free one.
+
+    Args:
+        redis_url: an existing Redis instead of the embedded one.
+        encoder_args, decoder_args: further arguments of the services.
+        run_folder: for logs and the deployment secret; a temporary one, removed after a clean stop, when None.
+        start_timeout_s: longest wait for a service to be ready, downloading weights not included.
+        stop_timeout_s: longest wait after SIGTERM before SIGKILL.
+    """
+
+    encoder_port: int = 50051
+    decoder_port: int = 50052
+    redis_port: int = 0
+    encoder_metrics_port: int = 50061
+    decoder_metrics_port: int = 50062
+    redis_url: str | None = None
+    encoder_args: tuple[str, ...] = ()
+    decoder_args: tuple[str, ...] = ()
+    run_folder: Path | None = None
+    start_timeout_s: float = 180.0
+    stop_timeout_s: float = 10.0
+
+    def on_free_ports(self) -> "StackSettings":
+        """The same with a free port for everything."""
+        return replace(self, encoder_port=0, decoder_port=0, redis_port=0, **dict.fromkeys(_METRICS_PORTS, 0))
+
+    def resolved(self) -> "StackSettings":
+        """The same with numbers in place of zeros.
+
+        Raises:
+            StackError: a port that was asked for is in use.
+        """
+        ports = {name: getattr(self, name) for name in _PORTS}
+        fresh = iter(free_ports(len(ports)))
+        for name, port in ports.items():
+            if port:
+                option = "--" + name.replace("_", "-")
+                check_port_free(port, f"choose another with {option}, or let --free-ports find free ones")
+        return replace(self, **{name: port or next(fresh) for name, port in ports.items()})
+
+
+_METRICS_PORTS = ("encoder_metrics_port", "decoder_metrics_port")
+_PORTS = ("encoder_port", "decoder_port", "redis_port", *_METRICS_PORTS)
+
+
+class Stack:
+    """A running deployment, as a context manager; nothing it started outlives it.
+
+    Inside the `with` a child may die without the others being stopped (tests want that); `wait` watches them.
+    """
+
+    def __init__(self, settings: StackSettings | None = None):
+        self.settings = settings or StackSettings()
+        self.children: dict[str, Child] = {}
+        self._owns_folder = self.settings.run_folder is None
+        self._folder: Path | None = None
+        self._password = secrets.token_hex(16)
+
+    @property
+    def encoder(self) -> str:
+        """host:port of the encoder service."""
+        return f"{LOOPBACK}:{self.settings.encoder_port}"
+
+    @property
+    def decoder(self) -> str:
+        """host:port of the decoder service."""
+        return f"{LOOPBACK}:{self.settings.decoder_port}"
+
+    @property
+    def redis_url(self) -> str:
+        """With the password of the embedded Redis."""
+        return self.settings.redis_url or redis_url(self.settings.redis_port, self._password)
+
+    @property
+    def folder(self) -> Path:
+        """Logs, and the file `secret`."""
+        if self._folder is None:
+            raise RuntimeError("the stack is not started")
+        return self._folder
+
+    def metrics_url(self, service: ServiceName) -> str:
+        return f"http://{LOOPBACK}:{getattr(self.settings, f'{service}_metrics_port')}/metrics"
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop(keep_folder=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop(keep_folder=kind is not None and not issubclass(kind, KeyboardInterrupt))
+
+    def stop(self, *, keep_folder: bool = False) -> None:
+        """Stop the services, then Redis; a folder of our own is removed unless it may be of use."""
+        redis_child = self.children.pop("redis", None)
+        stop_all(list(self.children.values()), self.settings.stop_timeout_s)
+        stop_all([redis_child] if redis_child else [], self.settings.stop_timeout_s)
+        self.children.clear()
+        if self._owns_folder and self._folder is not None and not keep_folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def restart(self, name: ServiceName) -> None:
+        """Stop a service if it still runs, start it anew on its port and wait until it is ready."""
+        stop_all([self.children[name]], self.settings.stop_timeout_s)
+        self.children[name] = self._start_service(name)
+        self._wait_until_ready(name)
+
+    def wait(self, until: threading.Event | None = None) -> None:
+        """Return when the event is set.
+
+        Raises:
+            StackError: a child has died.
+        """
+        event = until or threading.Event()
+        while not event.wait(_POLL_S):
+            for child in list(self.children.values()):
+                child.check_alive("running")
+
+    def _start(self) -> None:
+        self.settings = self.settings.resolved()
+        self._folder = self.settings.run_folder or Path(tempfile.mkdtemp(prefix="splitsam-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write_secret(self._folder / "secret")
+        if self.settings.redis_url is None:
+            port = self.settings.redis_port
+            self.children["redis"] = start_redis(port, self._password, self._folder, _REDIS_START_S)
+        for name in _FULL_NAMES:
+            self.children[name] = self._start_service(name)
+        for name in _FULL_NAMES:
+            self._wait_until_ready(name)
+
+    def _start_service(self, name: str) -> Child:
+        flags: dict[str, Any] = {
+            "--host": LOOPBACK,
+            "--port": getattr(self.settings, f"{name}_port"),
+            "--metrics-port": getattr(self.settings, f"{name}_metrics_port"),
+            "--secret-file": self.folder / "secret",
+        }
+        prefix = f"SPLITSAM_{name.upper()}_"
+        # The Redis URL carries a password, and arguments are public; the log format is a default that flags override.
+        environment = {prefix + "REDIS_URL": self.redis_url}
+        environment.setdefault(prefix + "LOG_FORMAT", os.environ.get(prefix + "LOG_FORMAT", "text"))
+        arguments = [str(word) for pair in flags.items() for word in pair]
+        return Child(
+            f"{name} service",
+            [sys.executable, "-m", f"splitsam.{name}_service", *arguments, *getattr(self.settings, f"{name}_args")],
+            self.folder / f"{name}.log",
+            environment,
+        )
+
+    def _wait_until_ready(self, name: str) -> None:
+        child = self.children[name]
+        address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_port')}"
+        deadline_s = time.monotonic() + self.settings.start_timeout_s
+        while not _is_serving(address, _FULL_NAMES[name]):
+            child.check_alive("starting")
+            if time.monotonic() > deadline_s:
+                waited = f"{self.settings.start_timeout_s:g} s"
+                raise StackError(f"the {child.name} is not ready after {waited}; log: {child.log_path}", child.log_tail())
+            time.sleep(_POLL_S)
+
+
+def _is_serving(address: str, service: str) -> bool:
+    """Ask a gRPC health service once; a new channel each time, so that no reconnect backoff delays the answer."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            request = health_pb2.HealthCheckRequest(service=service)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2.0)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _write_secret(path: Path) -> None:
+    """Make a deployment secret that only this user can read; one that exists is kept."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))

@@ -1,0 +1,169 @@
+"""Performs the steps of an operation with `grpc`, blocking."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+from splitsam.client.answers import read_source
+from splitsam.client.connection import Connection
+from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.results import BulkResult
+from splitsam.client.steps import (
+    CloseBulk,
+    Collect,
+    Emit,
+    Load,
+    OpenBulk,
+    Operation,
+    ReceiveBulk,
+    SendBulk,
+    Step,
+    T,
+    Unary,
+    Wait,
+    resume,
+)
+from splitsam.v1 import decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+
+STUBS: dict[str, Any] = {"encoder": encoder_pb2_grpc.EncoderServiceStub, "decoder": decoder_pb2_grpc.DecoderServiceStub}
+
+
+class Transport:
+    """The channels of a synchronous client."""
+
+    def __init__(self, where: Connection) -> None:
+        self._where = where
+        self._channels = {address: where.open_channel(address) for address in {where.encoder, *where.decoders}}
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def run(self, operation: Operation[T]) -> T:
+        """Perform an operation that emits nothing on the way, and return its result."""
+        try:
+            step = next(operation)
+            while True:
+                step = resume(operation, self._outcome(step, None))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def results(self, operation: Operation[None]) -> Iterator[BulkResult]:
+        """Perform an operation on a bulk stream and hand out what it emits."""
+        stream = _BulkStream(self._where, self._channels[self._where.encoder])
+        try:
+            step = next(operation)
+            while True:
+                if isinstance(step, Emit):
+                    yield step.result
+                    step = next(operation)
+                else:
+                    step = resume(operation, self._outcome(step, stream))
+        except StopIteration:
+            return
+        finally:
+            stream.abandon()
+
+    def _outcome(self, step: Step, stream: "_BulkStream | None") -> Any:
+        try:
+            return self._perform(step) if stream is None else self._perform_on(stream, step)
+        except (SplitsamError, OSError) as error:
+            return error
+
+    def _perform(self, step: Step) -> Any:
+        match step:
+            case Unary() | Collect():
+                return self._call(step)
+            case Wait(delay_s):
+                return time.sleep(delay_s)
+            case Load(source):
+                content = read_source(source)
+                return content, hashlib.sha256(content).digest()
+            case _:
+                raise TypeError(f"{type(step).__name__} needs a stream")
+
+    def _perform_on(self, stream: "_BulkStream", step: Step) -> Any:
+        match step:
+            case OpenBulk(timeout_s):
+                return stream.open(timeout_s)
+            case SendBulk(request):
+                return stream.send(request)
+            case ReceiveBulk(idle_timeout_s):
+                return stream.receive(idle_timeout_s)
+            case CloseBulk(idle_timeout_s):
+                return stream.close(idle_timeout_s)
+            case _:
+                return self._perform(step)
+
+    def _call(self, step: Unary | Collect) -> Any:
+        method = getattr(STUBS[step.service](self._channels[step.address]), step.method)
+        try:
+            answer = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+            return list(answer) if isinstance(step, Collect) else answer
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, step.address) from error
+
+
+class _BulkStream:
+    """An EncodeImages call that grpc feeds from a queue, on a thread of its own."""
+
+    def __init__(self, where: Connection, channel: grpc.Channel) -> None:
+        self._where = where
+        self._channel = channel
+        self._outbox: SimpleQueue[encoder_pb2.EncodeImagesRequest | None] = SimpleQueue()
+        self._call: Any = None
+
+    def open(self, timeout_s: float) -> None:
+        self.abandon()
+        self._outbox = SimpleQueue()
+        stub = STUBS["encoder"](self._channel)
+        requests = iter(self._outbox.get, None)
+        self._call = stub.EncodeImages(requests, timeout=timeout_s, metadata=self._where.metadata)
+
+    def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
+        self._outbox.put(request)
+
+    def receive(self, idle_timeout_s: float) -> encoder_pb2.EncodeImagesResponse | None:
+        silent = threading.Event()
+
+        def give_up() -> None:
+            silent.set()
+            self._call.cancel()
+
+        timer = threading.Timer(idle_timeout_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self._call, None)
+        except grpc.RpcError as error:
+            if silent.is_set():
+                raise idle_error(self._where.encoder, idle_timeout_s) from error
+            raise error_from_rpc(error, self._where.encoder) from error
+        finally:
+            timer.cancel()
+
+    def close(self, idle_timeout_s: float) -> None:
+        self._outbox.put(None)
+        while self.receive(idle_timeout_s) is not None:
+            pass
+
+    def abandon(self) -> None:
+        """End the call, if one is open, without waiting for anything."""
+        self._outbox.put(None)
+        if self._call is not None:
+            self._call.cancel()
+
+
+def idle_error(address: str, idle_timeout_s: float) -> SplitsamError:
+    """The server owes an answer and was silent for too long."""
+    return SplitsamError(
+        f"{address}: no answer on the stream for {idle_timeout_s:g} s",
+        code=grpc.StatusCode.DEADLINE_EXCEEDED,
+        reason="DEADLINE_EXCEEDED",
+    )

@@ -1,0 +1,176 @@
+"""Records in Redis: every call bounded in time, every value verified, never on the event loop.
+
+redis-py's blocking client runs on a small thread pool. A caller that stops waiting leaves the thread to finish
+its command and read its own reply, so a connection never hands one caller's reply to the next
+(https://github.com/redis/redis-py/issues/2624); the header's tenant tag and key are verified all the same.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import redis
+import torch
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from splitsam.common.errors import CacheUnavailable
+from splitsam.common.keys import Address
+from splitsam.common.metrics import Metrics
+from splitsam.common.records import HEADER_BYTES, BadRecord, RecordHeader, pack_record, unpack_header, unpack_record
+
+log = logging.getLogger("splitsam.cache")
+
+KIND_NAMES = {b"SSEM": "embedding", b"SSLG": "logits"}
+_BREAKER_OPEN_S = 1.0
+Reply = TypeVar("Reply")
+
+
+class RecordCache:
+    """Embeddings and logits of all tenants in one Redis.
+
+    After a failure, calls are refused at once for a second, so that a dead Redis costs a request no wait.
+
+    Args:
+        url: redis://, rediss:// or unix:// URL.
+        timeout_ms: longest wait for one round trip.
+        connections: connections, and threads to use them.
+    """
+
+    def __init__(self, url: str, *, timeout_ms: int, connections: int, metrics: Metrics):
+        self._timeout_s = timeout_ms / 1000
+        self._metrics = metrics
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=self._timeout_s,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            socket_read_size=2**20,
+        )
+        self._redis = redis.Redis(connection_pool=pool)
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="splitsam-redis")
+        self._refused_until_s = 0.0
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._redis.close)
+
+    async def ping(self) -> None:
+        """Raises CacheUnavailable when Redis does not answer."""
+        await self._call("ping", lambda: bool(self._redis.ping()), self._timeout_s)
+
+    async def get(
+        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float
+    ) -> tuple[RecordHeader, torch.Tensor] | None:
+        """The record at the first address that holds one, verified, its time to live renewed.
+
+        Args:
+            kind: EMBEDDING or LOGITS.
+            ttl_s: time to live from now on, in seconds.
+            wait_s: the longest wait, in seconds.
+
+        Raises:
+            CacheUnavailable: Redis does not answer.
+        """
+
+        def fetch(address: Address) -> tuple[RecordHeader, torch.Tensor] | None:
+            name = address.redis_name(KIND_NAMES[kind])
+            data = self._redis.getex(name, ex=ttl_s)
+            if not isinstance(data, bytes):
+                return None
+            return self._verified(name, lambda: unpack_record(data, kind, address))
+
+        return await self._first(kind, fetch, addresses, wait_s)
+
+    async def peek(
+        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float
+    ) -> RecordHeader | None:
+        """As `get`, but reads the header alone: some bytes where the record has megabytes."""
+
+        def fetch(address: Address) -> RecordHeader | None:
+            name = address.redis_name(KIND_NAMES[kind])
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.getrange(name, 0, HEADER_BYTES - 1)
+            pipeline.strlen(name)
+            pipeline.expire(name, ttl_s)
+            data, size_bytes, _ = pipeline.execute()
+            return None if not data else self._verified(name, lambda: unpack_header(data, kind, address, size_bytes))
+
+        return await self._first(kind, fetch, addresses, wait_s)
+
+    async def put(self, header: RecordHeader, values: torch.Tensor, *, ttl_s: int, wait_s: float) -> None:
+        """Store a record under its header's address.
+
+        Args:
+            values: header.shape, any float dtype, on the CPU.
+
+        Raises:
+            CacheUnavailable: Redis does not answer, or refuses (out of memory, read-only).
+        """
+
+        def store() -> None:
+            self._redis.set(header.address.redis_name(KIND_NAMES[header.kind]), pack_record(header, values), ex=ttl_s)
+
+        await self._call("set", store, wait_s)
+
+    async def claim(self, address: Address, *, ttl_ms: int) -> bool:
+        """Take the right to encode this key; False when another replica holds it. It lapses by itself."""
+
+        def take() -> bool:
+            return bool(self._redis.set(address.redis_name("claim"), b"1", nx=True, px=ttl_ms))
+
+        return await self._call("claim", take, self._timeout_s)
+
+    async def release(self, address: Address) -> None:
+        await self._call("release", lambda: self._redis.delete(address.redis_name("claim")), self._timeout_s)
+
+    async def _first(
+        self, kind: bytes, fetch: Callable[[Address], Reply | None], addresses: Sequence[Address], wait_s: float
+    ) -> Reply | None:
+        lookups = self._metrics.cache_lookups
+        try:
+            for address in addresses:
+                found = await self._call("get", lambda address=address: fetch(address), wait_s)  # type: ignore[misc]
+                if found is not None:
+                    lookups.labels(KIND_NAMES[kind], "redis", "hit").inc()
+                    return found
+        except CacheUnavailable:
+            lookups.labels(KIND_NAMES[kind], "redis", "unavailable").inc()
+            raise
+        lookups.labels(KIND_NAMES[kind], "redis", "miss").inc()
+        return None
+
+    def _verified(self, name: str, unpack: Callable[[], Reply]) -> Reply | None:
+        """What unpack makes of the value; a value that does not verify is deleted and counts as a miss."""
+        try:
+            return unpack()
+        except BadRecord as error:
+            log.warning("a cached record was bad and is deleted", extra={"record": name, "error": str(error)})
+            self._metrics.cache_lookups.labels(name.split(":")[1], "redis", "bad").inc()
+            self._redis.delete(name)
+            return None
+
+    async def _call(self, operation: str, command: Callable[[], Reply], wait_s: float) -> Reply:
+        """Run a command on a thread and wait for it no longer than wait_s and the timeout."""
+        if time.monotonic() < self._refused_until_s:
+            raise CacheUnavailable("the embedding cache does not answer", retry_delay_s=_BREAKER_OPEN_S)
+        start_s = time.perf_counter()
+        future = asyncio.get_running_loop().run_in_executor(self._threads, command)
+        try:
+            reply = await asyncio.wait_for(future, max(0.01, min(wait_s, self._timeout_s)))
+        except redis.ResponseError as error:
+            # Redis answers and refuses this command (maxmemory without eviction, ACL): no reason to stop asking.
+            log.warning("redis refused a command", extra={"operation": operation, "error": str(error)})
+            raise CacheUnavailable(f"the embedding cache refused: {operation}", retry_delay_s=1.0) from error
+        except (redis.RedisError, OSError, TimeoutError) as error:
+            self._refused_until_s = time.monotonic() + _BREAKER_OPEN_S
+            log.warning("redis does not answer", extra={"operation": operation, "error": repr(error)})
+            message = "the embedding cache does not answer"
+            raise CacheUnavailable(message, retry_delay_s=_BREAKER_OPEN_S) from error
+        self._metrics.cache_seconds.labels(operation).observe(time.perf_counter() - start_s)
+        return reply

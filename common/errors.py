@@ -1,0 +1,125 @@
+"""The exceptions a service may raise; each carries its gRPC code, stable reason and retry delay as data.
+
+One interceptor (`interceptor.py`) turns them into `google.rpc.Status`; nothing else calls `abort`.
+"""
+
+from dataclasses import dataclass
+
+import grpc
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """A request field that was refused: its path in the message and what is allowed."""
+
+    field: str
+    description: str
+
+
+class ServiceError(Exception):
+    """An error the caller may see.
+
+    Args:
+        message: one sentence for a person; it reaches the client.
+        retry_delay_s: when a retry makes sense, how long to wait first.
+    """
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(self, message: str, *, retry_delay_s: float | None = None, metadata: dict[str, str] | None = None):
+        super().__init__(message)
+        self.message = message
+        self.retry_delay_s = retry_delay_s
+        self.metadata = metadata or {}
+        self.violations: list[FieldViolation] = []
+
+
+class InvalidArgument(ServiceError):
+    """Bad input: names the field and the limit."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, description: str):
+        super().__init__(f"{field}: {description}")
+        self.violations = [FieldViolation(field, description)]
+
+    def within(self, prefix: str) -> "InvalidArgument":
+        """The same complaint with its field path seen from an enclosing message."""
+        violation = self.violations[0]
+        return type(self)(f"{prefix}.{violation.field}", violation.description)
+
+
+class EmbeddingExpired(ServiceError):
+    """The embedding is unknown, evicted or expired: encode the image again."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "EMBEDDING_EXPIRED"
+
+
+class RefinementExpired(ServiceError):
+    """The logits behind a refinement token are gone: send the prompts again without it."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "REFINEMENT_EXPIRED"
+
+
+class ModelMismatch(ServiceError):
+    """The embedding was made by another model than this decoder's."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MODEL_MISMATCH"
+
+
+class QueueFull(ServiceError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
+
+
+class DeadlineTooShort(ServiceError):
+    """The work cannot be finished before the caller's deadline."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "DEADLINE_TOO_SHORT"
+
+
+class ReplyTooLarge(ServiceError):
+    """The answer would exceed what a stock client accepts: ask for fewer prompts or formats."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "REPLY_TOO_LARGE"
+
+
+class NotReady(ServiceError):
+    """The service is loading or draining."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "NOT_READY"
+
+
+class CacheUnavailable(ServiceError):
+    """Redis is needed for this request and does not answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "CACHE_UNAVAILABLE"
+
+
+class Unauthenticated(ServiceError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class NotImplementedYet(ServiceError):
+    """The RPC is part of the API and not served by this release."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_IMPLEMENTED"
+
+
+class InternalError(ServiceError):
+    """A defect; the details are in the log under the request id."""
+
+
+class CheckpointError(Exception):
+    """The weights cannot be loaded; the message says what to do. Raised at start, never to a client."""

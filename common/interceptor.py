@@ -1,0 +1,162 @@
+"""The one interceptor around every RPC: identity, request id, readiness, metrics, log line and error mapping."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from splitsam.common.auth import Authenticator
+from splitsam.common.calls import Call, current_call
+from splitsam.common.errors import InternalError, NotReady, ServiceError
+from splitsam.common.metrics import Metrics
+
+log = logging.getLogger("splitsam.rpc")
+
+ERROR_DOMAIN = "splitsam.v1"
+_OUR_METHODS = "/splitsam."
+_HEALTH_METHODS = "/grpc.health."
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
+
+
+class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets health checks through, and wraps everything of splitsam.v1.
+
+    Args:
+        is_ready: False while the model loads or the process drains; calls are then answered UNAVAILABLE.
+    """
+
+    def __init__(self, authenticator: Authenticator, metrics: Metrics, is_ready: Callable[[], bool]):
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._is_ready = is_ready
+
+    async def intercept_service(
+        self, continuation: Continuation, details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler:
+        if details.method.startswith(_HEALTH_METHODS):
+            return await continuation(details)
+        metadata = dict(details.invocation_metadata)
+        request_id = str(metadata.get("x-request-id", ""))[:64] or uuid.uuid4().hex[:16]
+        call = Call(tenant="", request_id=request_id, method=details.method)
+        try:
+            call = Call(self._authenticator.tenant(metadata), request_id, details.method)
+        except ServiceError as error:
+            return self._refusal(call, error)
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(_OUR_METHODS):
+            return handler
+        return self._wrapped(handler, call)
+
+    def _refusal(self, call: Call, error: ServiceError) -> grpc.RpcMethodHandler:
+        async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+            async with _Observed(self, call, context):
+                raise error
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+    def _wrapped(self, handler: grpc.RpcMethodHandler, call: Call) -> grpc.RpcMethodHandler:
+        codecs = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+
+        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            async with _Observed(self, call, context):
+                return await handler.unary_unary(request, context)
+
+        async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async with _Observed(self, call, context):
+                async for reply in (handler.unary_stream or handler.stream_stream)(request, context):
+                    yield reply
+
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(unary, **codecs)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(stream, **codecs)
+        return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+
+class _Observed:
+    """Around one RPC: sets the call, counts, logs, and turns what was raised into a status."""
+
+    def __init__(self, interceptor: ServiceInterceptor, call: Call, context: grpc.aio.ServicerContext):
+        self._interceptor = interceptor
+        self._call = call
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        self._start_s = time.perf_counter()
+        self._token = current_call.set(self._call)
+        self._context.set_trailing_metadata((("x-request-id", self._call.request_id),))
+        if self._call.tenant and not self._interceptor._is_ready():
+            await self._finish(NotReady("the service is starting or shutting down", retry_delay_s=1.0))
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        await self._finish(error)
+
+    async def _finish(self, error: BaseException | None) -> None:
+        elapsed_s = time.perf_counter() - self._start_s
+        method = self._call.method.rpartition("/")[2]
+        failure = _as_service_error(error)
+        code = "CANCELLED" if _is_cancelled(error) else failure.code.name if failure else "OK"
+        self._interceptor._metrics.requests.labels(method, code).inc()
+        self._interceptor._metrics.request_seconds.labels(method).observe(elapsed_s)
+        extra = {"method": method, "code": code, "ms": round(elapsed_s * 1000, 1), "tenant": self._call.tenant}
+        if failure is not None and failure.code == grpc.StatusCode.INTERNAL:
+            log.error("rpc failed", extra=extra, exc_info=error)
+        else:
+            log.info("rpc", extra=extra | ({"reason": failure.reason} if failure else {}))
+        if failure is not None:
+            await abort_with(self._context, failure, self._call.request_id)
+
+
+def _is_cancelled(error: BaseException | None) -> bool:
+    return isinstance(error, (asyncio.CancelledError, GeneratorExit))
+
+
+def _as_service_error(error: BaseException | None) -> ServiceError | None:
+    """What the caller is told: our own errors as they are, any other defect without its details."""
+    if error is None or isinstance(error, ServiceError):
+        return error
+    if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
+        return None  # already answered, or cancelled
+    return InternalError("internal error; the request id names it in the server's log")
+
+
+async def abort_with(context: grpc.aio.ServicerContext, error: ServiceError, request_id: str) -> None:
+    """Answer with a rich status: ErrorInfo always, BadRequest and RetryInfo where they apply."""
+    trailing = [("grpc-status-details-bin", rich_status(error, request_id).SerializeToString())]
+    trailing.append(("x-request-id", request_id))
+    if error.retry_delay_s is not None:
+        trailing.append(("grpc-retry-pushback-ms", str(round(error.retry_delay_s * 1000))))
+    await context.abort(error.code, error.message, trailing_metadata=tuple(trailing))
+
+
+def rich_status(error: ServiceError, request_id: str) -> status_pb2.Status:
+    metadata: Mapping[str, str] = {**error.metadata, "request_id": request_id}
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata),
+    ]
+    if error.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in error.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if error.retry_delay_s is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        message = AnyMessage()
+        message.Pack(detail)
+        packed.append(message)
+    return status_pb2.Status(code=getattr(code_pb2, error.code.name), message=error.message, details=packed)

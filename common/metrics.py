@@ -1,0 +1,54 @@
+"""The Prometheus metrics of a service; names and meanings are part of its interface."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_FILL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """One registry per process, handed to whoever measures."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "splitsam_requests", "Finished RPCs by method and gRPC code", ["method", "code"], registry=self.registry
+        )
+        self.request_seconds = self._seconds("splitsam_request_seconds", "RPC time in the server", ["method"])
+        self.queue_seconds = self._seconds("splitsam_queue_seconds", "Wait for a place in a batch", ["batcher"])
+        self.model_seconds = self._seconds("splitsam_model_seconds", "Model time of a batch", ["batcher"])
+        self.batch_fill = Histogram(
+            "splitsam_batch_fill",
+            "Work units in a batch: images of the encoder, prompts of the decoder",
+            ["batcher"],
+            buckets=_FILL,
+            registry=self.registry,
+        )
+        self.queue_length = Gauge(
+            "splitsam_queue_length", "Entries waiting for a batch", ["batcher"], registry=self.registry
+        )
+        self.dropped = Counter(
+            "splitsam_dropped",
+            "Entries that left a queue unserved: cancelled or expired",
+            ["batcher", "why"],
+            registry=self.registry,
+        )
+        self.cache_lookups = Counter(
+            "splitsam_cache_lookups",
+            "Lookups by record kind, tier (memory, redis) and result (hit, miss, bad, unavailable)",
+            ["kind", "tier", "result"],
+            registry=self.registry,
+        )
+        self.cache_seconds = self._seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
+        self.decode_seconds = self._seconds("splitsam_image_decode_seconds", "Decoding and resizing an image", [])
+        self.format_seconds = self._seconds("splitsam_mask_format_seconds", "Masks to the formats asked for", [])
+        self.memory_bytes = Gauge(
+            "splitsam_resident_bytes", "Bytes of records kept in memory", ["kind"], registry=self.registry
+        )
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer scrapes on http://host:port/metrics from a thread of its own."""
+        start_http_server(port, addr=host, registry=self.registry)
+
+    def _seconds(self, name: str, meaning: str, labels: list[str]) -> Histogram:
+        return Histogram(name, f"{meaning}, in seconds", labels, buckets=_SECONDS, registry=self.registry)

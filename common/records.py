@@ -1,0 +1,168 @@
+"""How embeddings and logits are written into the cache: a verified header and little-endian numbers.
+
+Layout: a fixed header (magic, schema version, codec, orientation, tenant tag, key, model id, shape, sizes,
+payload length, CRC-32 of the payload, CRC-32 of the header), then the payload in C order. Whatever does not
+verify is no record.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+from splitsam.common.keys import KEY_BYTES, Address
+
+_HEADER = struct.Struct("<4sHBB16s32s32s3I2I2III")
+HEADER_BYTES = _HEADER.size + 4
+SCHEMA_VERSION = 1
+_CODECS: dict[int, torch.dtype] = {1: torch.float16, 2: torch.bfloat16}
+CODECS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class BadRecord(Exception):
+    """The bytes are not the record that was asked for."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class RecordHeader:
+    """What a record says of itself.
+
+    Args:
+        kind: four bytes, EMBEDDING or LOGITS.
+        address: tenant tag and key the record was stored under.
+        model_id: 64 hex digits.
+        dtype: of the numbers: torch.float16 or torch.bfloat16.
+        shape: (256, 64, 64) for an embedding, (1, 256, 256) for logits.
+        image_size: the upright image.
+        input_size: after resizing, before padding.
+        orientation: EXIF 0 to 8, 0 when the image had none.
+    """
+
+    kind: bytes
+    address: Address
+    model_id: str
+    dtype: torch.dtype
+    shape: tuple[int, int, int]
+    image_size: Size
+    input_size: Size
+    orientation: int
+
+    @property
+    def payload_bytes(self) -> int:
+        return 2 * self.shape[0] * self.shape[1] * self.shape[2]
+
+
+EMBEDDING = b"SSEM"
+LOGITS = b"SSLG"
+SHAPES = {EMBEDDING: (256, 64, 64), LOGITS: (1, 256, 256)}
+
+
+def pack_record(header: RecordHeader, values: torch.Tensor) -> bytes:
+    """Write a record.
+
+    Args:
+        values: header.shape, any float dtype, on the CPU; cast to header.dtype, finite values saturating.
+
+    Raises:
+        ValueError: the shape is not the header's.
+    """
+    if tuple(values.shape) != header.shape:
+        raise ValueError(f"a record of shape {header.shape} cannot hold {tuple(values.shape)}")
+    payload = tensor_to_bytes(values, header.dtype)
+    fields = _HEADER.pack(
+        header.kind,
+        SCHEMA_VERSION,
+        _codec_number(header.dtype),
+        header.orientation,
+        header.address.tenant_tag,
+        header.address.key,
+        bytes.fromhex(header.model_id),
+        *header.shape,
+        header.image_size.width,
+        header.image_size.height,
+        header.input_size.width,
+        header.input_size.height,
+        len(payload),
+        zlib.crc32(payload),
+    )
+    return fields + zlib.crc32(fields).to_bytes(4, "little") + payload
+
+
+def unpack_header(data: bytes, kind: bytes, address: Address, size_bytes: int) -> RecordHeader:
+    """Read and verify a record's header alone.
+
+    Args:
+        data: at least the first HEADER_BYTES of the record.
+        size_bytes: the length of the whole record as stored.
+
+    Raises:
+        BadRecord: it is damaged, of another schema, or not the record of this kind and address.
+    """
+    if len(data) < HEADER_BYTES:
+        raise BadRecord(f"{len(data)} bytes are too short for a header")
+    fields = data[: _HEADER.size]
+    if zlib.crc32(fields) != int.from_bytes(data[_HEADER.size : HEADER_BYTES], "little"):
+        raise BadRecord("the header's checksum is wrong")
+    magic, version, codec, orientation, tag, key, model_id, *numbers = _HEADER.unpack(fields)
+    if magic != kind or version != SCHEMA_VERSION or codec not in _CODECS:
+        raise BadRecord(f"kind {magic!r}, schema {version}, codec {codec} is not readable here")
+    if Address(tag, key) != address:
+        raise BadRecord("the record belongs to another tenant or key")
+    header = RecordHeader(
+        kind=magic,
+        address=address,
+        model_id=model_id.hex(),
+        dtype=_CODECS[codec],
+        shape=(numbers[0], numbers[1], numbers[2]),
+        image_size=Size(numbers[3], numbers[4]),
+        input_size=Size(numbers[5], numbers[6]),
+        orientation=orientation,
+    )
+    if header.shape != SHAPES[kind] or numbers[7] != header.payload_bytes:
+        raise BadRecord(f"shape {header.shape} with {numbers[7]} bytes is not readable here")
+    if size_bytes != HEADER_BYTES + header.payload_bytes:
+        raise BadRecord(f"{size_bytes} bytes where {HEADER_BYTES + header.payload_bytes} belong")
+    return header
+
+
+def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHeader, torch.Tensor]:
+    """Read and verify a whole record.
+
+    Returns:
+        The header and its values: header.shape, header.dtype, on the CPU.
+
+    Raises:
+        BadRecord: as unpack_header, or the payload's checksum is wrong.
+    """
+    header = unpack_header(data, kind, address, len(data))
+    payload = bytearray(memoryview(data)[HEADER_BYTES:])
+    if zlib.crc32(payload) != struct.unpack_from("<I", data, _HEADER.size - 4)[0]:
+        raise BadRecord("the payload's checksum is wrong")
+    return header, torch.frombuffer(payload, dtype=header.dtype).reshape(header.shape)
+
+
+def tensor_to_bytes(values: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """Numbers as little-endian bytes in C order; what is finite stays finite (fp16 ends at 65504)."""
+    limit = torch.finfo(dtype).max
+    cast = values.detach().clamp(-limit, limit).to(dtype).contiguous()
+    return cast.view(torch.int16).numpy().tobytes()
+
+
+def parse_key(text: str) -> bytes | None:
+    """The bytes of a key or token written as 64 lower-case hex digits, or None."""
+    if len(text) != 2 * KEY_BYTES or not set(text) <= set("0123456789abcdef"):
+        return None
+    return bytes.fromhex(text)
+
+
+def _codec_number(dtype: torch.dtype) -> int:
+    return next(number for number, known in _CODECS.items() if known == dtype)

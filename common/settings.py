@@ -1,0 +1,106 @@
+"""What a deployment may set: defaults < environment < command line, checked once at start, then frozen."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from splitsam.common.keys import KeyRing
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+# Where no tenants are configured there is nobody to keep apart, and the keys need no secrecy.
+_SINGLE_TENANT_SECRET = b"splitsam-single-tenant"
+DEFAULT_CACHE_DIR = Path.home() / ".cache" / "splitsam"
+
+
+class SettingsProblem(Exception):
+    """A setting is unknown or out of range; the message names it."""
+
+
+class ServiceSettings(BaseSettings):
+    """Settings that both services have; a subclass names its environment prefix."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    metrics_port: Port = Field(0, description="Port for Prometheus; 0 serves no metrics")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
+    redis_timeout_ms: int = Field(1000, ge=10, le=60_000, description="Longest Redis round trip, in milliseconds")
+    redis_connections: int = Field(8, ge=1, le=256, description="Connections and threads for Redis")
+    model: Literal["vit_t", "vit_b", "vit_l", "vit_h"] | None = Field(
+        None, description="Architecture; read from the checkpoint when unset"
+    )
+    checkpoint: str | None = Field(None, description="Weights: a path, file:// or https:// URL; unset: shipped vit_t")
+    sha256: str | None = Field(None, description="Digest that the checkpoint file must have")
+    cache_dir: Path = Field(DEFAULT_CACHE_DIR, description="Folder for downloaded weights")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
+    previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
+    tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
+    reflection: bool = Field(False, description="Serve gRPC reflection")
+    log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")
+    grace_ms: int = Field(30_000, ge=0, le=600_000, description="Longest wait for running calls at shutdown")
+    max_queue: int = Field(256, ge=1, le=100_000, description="Entries that may wait for a batch")
+    max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
+    max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")
+    max_images_per_request: int = Field(32, ge=1, le=1024, description="Images in one PredictMasks")
+    max_prompts_per_request: int = Field(1024, ge=1, le=65_536, description="Prompts in one PredictMasks")
+    max_points_per_prompt: int = Field(64, ge=1, le=1024, description="Points of one prompt")
+    max_reply_bytes: int = Field(4 * 2**20, ge=2**16, le=2**30, description="Bytes of one unary reply")
+
+    @model_validator(mode="after")
+    def _tenants_need_a_secret(self) -> Self:
+        if self.tokens_file is not None and self.secret_file is None:
+            raise ValueError("tokens_file needs secret_file: with tenants, keys must not be guessable")
+        return self
+
+    @classmethod
+    def load(cls, arguments: Sequence[str] = ()) -> Self:
+        """Read environment and command line.
+
+        Raises:
+            SettingsProblem: one line that names the setting and what it takes.
+            SystemExit: --help was asked for, or a flag is unknown (argparse has printed it).
+        """
+        prefix = cls.model_config.get("env_prefix", "")
+        known = {(prefix + name).upper() for name in cls.model_fields}
+        unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+        if unknown:
+            raise SettingsProblem(f"unknown setting in the environment: {', '.join(unknown)}")
+        try:
+            return cls(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "settings"
+            raise SettingsProblem(f"{name}: {first['msg']} (got {first.get('input')!r})") from error
+        except SettingsError as error:
+            raise SettingsProblem(str(error)) from error
+
+    def key_ring(self) -> KeyRing:
+        """The secrets behind keys.
+
+        Raises:
+            SettingsProblem: a secret file is missing or too short.
+        """
+        files = [path for path in (self.secret_file, self.previous_secret_file) if path is not None]
+        try:
+            return KeyRing([path.read_bytes().strip() for path in files] or [_SINGLE_TENANT_SECRET])
+        except (OSError, ValueError) as error:
+            raise SettingsProblem(f"secret_file: {error}") from error
+
+    def for_log(self) -> dict[str, Any]:
+        """All settings in JSON's types, a password in the Redis URL left out."""
+        values = self.model_dump(mode="json")
+        head, at, tail = self.redis_url.rpartition("@")
+        if at:
+            values["redis_url"] = f"{head.partition('://')[0]}://***@{tail}"
+        return values

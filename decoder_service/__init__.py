@@ -1,0 +1,1 @@
+"""The decoder service: prompts in, masks out, many people and images in one batch."""

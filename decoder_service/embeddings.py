@@ -1,0 +1,88 @@
+"""Embeddings on their way from the cache to the model: kept decoded on the device under a budget of bytes."""
+
+import asyncio
+from dataclasses import dataclass
+
+import torch
+
+from splitsam.common.cache import RecordCache
+from splitsam.common.errors import EmbeddingExpired, ModelMismatch
+from splitsam.common.keys import Address, KeyRing
+from splitsam.common.lru import ByteBudgetLRU
+from splitsam.common.metrics import Metrics
+from splitsam.common.records import EMBEDDING, RecordHeader
+from splitsam.common.single_flight import SingleFlight
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """An embedding ready for the model.
+
+    Args:
+        header: its sizes, orientation and address.
+        values: [256, 64, 64] fp16 or bf16 on the model's device.
+    """
+
+    header: RecordHeader
+    values: torch.Tensor
+
+
+class EmbeddingStore:
+    """Fetches embeddings once and keeps those just used.
+
+    Args:
+        model_id: of the decoder; embeddings of another model are refused.
+        budget_bytes: what the kept embeddings may take on the device.
+        ttl_s: life of an embedding in Redis, renewed by each fetch.
+    """
+
+    def __init__(
+        self,
+        cache: RecordCache,
+        keys: KeyRing,
+        *,
+        model_id: str,
+        device: torch.device,
+        budget_bytes: int,
+        ttl_s: int,
+        wait_s: float,
+        metrics: Metrics,
+    ):
+        self._cache = cache
+        self._keys = keys
+        self._model_id = model_id
+        self._device = device
+        self._ttl_s = ttl_s
+        self._wait_s = wait_s
+        self._metrics = metrics
+        self._resident: ByteBudgetLRU[Address, Embedding] = ByteBudgetLRU(budget_bytes)
+        self._flights: SingleFlight[Address, Embedding] = SingleFlight()
+
+    async def get(self, tenant: str, key: bytes) -> Embedding:
+        """The tenant's embedding of this key.
+
+        Raises:
+            EmbeddingExpired: neither memory nor the cache holds it for this tenant.
+            ModelMismatch: another model made it.
+            CacheUnavailable: it is not in memory and the cache does not answer.
+        """
+        addresses = self._keys.addresses(tenant, key)
+        resident = self._resident.get(addresses[0])
+        result = "miss" if resident is None else "hit"
+        self._metrics.cache_lookups.labels("embedding", "memory", result).inc()
+        if resident is not None:
+            return resident
+        return await self._flights.run(addresses[0], lambda: self._fetch(addresses))
+
+    async def _fetch(self, addresses: list[Address]) -> Embedding:
+        record = await self._cache.get(EMBEDDING, addresses, ttl_s=self._ttl_s, wait_s=self._wait_s)
+        if record is None:
+            raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
+        header, values = record
+        if header.model_id != self._model_id:
+            message = f"the embedding was made by model {header.model_id[:12]}, this decoder runs {self._model_id[:12]}"
+            raise ModelMismatch(message, metadata={"embedding_model": header.model_id, "decoder_model": self._model_id})
+        embedding = Embedding(header, await asyncio.to_thread(values.to, self._device))
+        self._resident.put(addresses[0], embedding, header.payload_bytes)
+        self._metrics.memory_bytes.labels("embedding").set(self._resident.used_bytes)
+        return embedding

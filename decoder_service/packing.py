@@ -1,0 +1,138 @@
+"""Packs the prompts of many callers into tiles that go through the model together.
+
+SAM attends to every prompt token, a "not a point" token included, so a padded prompt gives another mask. A tile
+therefore holds prompts of one exact token count, and nothing is ever padded to fit a neighbour. Within a tile the
+ragged dimension is prompts per source: a source is an image embedding plus its dense prompt embedding, shared by all
+prompts on that image without a mask input, and a prompt with one is a source of its own.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from splitsam.decoder_service.prompts import FloatArray, Prompt, Selection
+
+NOT_A_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = range(5)
+TOKENS_OF_SELECTION = {Selection.SINGLE: (0,), Selection.BEST: (-1,), Selection.ALL: (1, 2, 3)}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageJob:
+    """One image of one caller, with the prompts to decode.
+
+    Args:
+        embedding: [256, 64, 64] fp16, bf16 or fp32 on any device; jobs that pass the same tensor share its work.
+        original_size: (height, width) of the upright image in pixels.
+        input_size: (height, width) of the resized image inside the padded 1024 x 1024 input.
+        prompts: refinement tokens already resolved into `mask_input`.
+        selection: which masks, or None for each prompt's default.
+    """
+
+    embedding: torch.Tensor
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    prompts: tuple[Prompt, ...]
+    selection: Selection | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """P prompts of T tokens each over S sources, in source order; sources with mask inputs come last.
+
+    Args:
+        owners: for each prompt its (job, prompt) indices.
+        jobs: for each distinct embedding a job that carries it.
+        image_of_source: [S] int64, index into `jobs`.
+        mask_inputs: [M, 1, 256, 256] float32, of the last M sources.
+        offsets: [S + 1] int64, where each source's prompts begin.
+        coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
+        kinds: [P, T] int64, NOT_A_POINT to BOX_BOTTOM_RIGHT.
+        wanted: [P, K] int64 mask tokens to answer with, K = 1 or 3; -1 for the best of 1 to 3.
+    """
+
+    owners: tuple[tuple[int, int], ...]
+    jobs: tuple[int, ...]
+    image_of_source: npt.NDArray[np.int64]
+    mask_inputs: FloatArray
+    offsets: npt.NDArray[np.int64]
+    coords: FloatArray
+    kinds: npt.NDArray[np.int64]
+    wanted: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    owner: tuple[int, int]
+    image: int
+    prompt: Prompt
+    coords: FloatArray
+    kinds: npt.NDArray[np.int64]
+    selection: Selection
+
+
+def pack(jobs: Sequence[ImageJob], max_prompts: int) -> list[Tile]:
+    """Group prompts by exact token count and cut each group into tiles of at most `max_prompts`."""
+    groups: dict[int, list[_Entry]] = defaultdict(list)
+    first_job: dict[int, int] = {}
+    for i, job in enumerate(jobs):
+        image = first_job.setdefault(id(job.embedding), i)
+        for j, prompt in enumerate(job.prompts):
+            coords, kinds = prompt_tokens(prompt, job.original_size, job.input_size)
+            groups[len(kinds)].append(_Entry((i, j), image, prompt, coords, kinds, prompt.resolve(job.selection)))
+    tiles = []
+    for entries in groups.values():
+        entries.sort(key=lambda entry: (entry.prompt.mask_input is not None, entry.image))
+        tiles += [_tile(entries[start : start + max_prompts]) for start in range(0, len(entries), max_prompts)]
+    return tiles
+
+
+def prompt_tokens(
+    prompt: Prompt, original_size: tuple[int, int], input_size: tuple[int, int]
+) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Lay a prompt out as the tokens that `PromptEncoder` makes of it: points, then box corners or a padding token.
+
+    Returns:
+        [T, 2] float32 pixels (x, y) of the 1024 x 1024 input, and [T] int64 kinds.
+
+    Source: `ResizeLongestSide.apply_coords` and `PromptEncoder.forward` of segment_anything.
+    """
+    points = prompt.points.reshape(-1, 2).astype(np.float64)
+    kinds = np.where(prompt.labels == 1, FOREGROUND, BACKGROUND)
+    if prompt.box is not None:
+        points = np.concatenate([points, prompt.box.reshape(2, 2).astype(np.float64)])
+        kinds = np.concatenate([kinds, [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]])
+    elif len(points):
+        points = np.concatenate([points, np.zeros((1, 2))])
+        kinds = np.concatenate([kinds, [NOT_A_POINT]])
+    # The sides are rounded to whole pixels one by one, so x and y scale a little differently.
+    scale = np.array([input_size[1] / original_size[1], input_size[0] / original_size[0]])
+    return (points * scale).astype(np.float32), kinds.astype(np.int64)
+
+
+def _tile(entries: list[_Entry]) -> Tile:
+    sources: list[tuple[int, Prompt | None]] = []
+    counts: list[int] = []
+    for entry in entries:
+        source = (entry.image, entry.prompt if entry.prompt.mask_input is not None else None)
+        if not sources or sources[-1] != source:
+            sources.append(source)
+            counts.append(0)
+        counts[-1] += 1
+    jobs = sorted({image for image, _ in sources})
+    masks = [prompt.mask_input for _, prompt in sources if prompt is not None and prompt.mask_input is not None]
+    tokens = [TOKENS_OF_SELECTION[entry.selection] for entry in entries]
+    width = max(map(len, tokens))
+    return Tile(
+        owners=tuple(entry.owner for entry in entries),
+        jobs=tuple(jobs),
+        image_of_source=np.array([jobs.index(image) for image, _ in sources], np.int64),
+        mask_inputs=np.stack(masks)[:, None] if masks else np.zeros((0, 1, 4, 4), np.float32),
+        offsets=np.cumsum([0, *counts], dtype=np.int64),
+        coords=np.stack([entry.coords for entry in entries]),
+        kinds=np.stack([entry.kinds for entry in entries]),
+        wanted=np.array([(token * width)[:width] for token in tokens], np.int64),
+    )

@@ -1,0 +1,180 @@
+"""A request's way through the decoder: embeddings, checks against the image, batches, masks, refinement tokens."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from splitsam.common.batcher import Batcher, Lane, Served
+from splitsam.common.errors import CacheUnavailable
+from splitsam.common.metrics import Metrics
+from splitsam.common.records import RecordHeader, Size
+from splitsam.common.tasks import gather_or_cancel
+from splitsam.decoder_service.embeddings import Embedding, EmbeddingStore
+from splitsam.decoder_service.masks import Mask, write_masks
+from splitsam.decoder_service.messages import ImageMasks, ReplyBudget, Timings, check_reply_can_fit
+from splitsam.decoder_service.model import PromptLogits
+from splitsam.decoder_service.packing import ImageJob
+from splitsam.decoder_service.prompts import (
+    ImagePrompts,
+    OutputOptions,
+    PredictRequest,
+    Prompt,
+    validate_in_image,
+)
+from splitsam.decoder_service.refinements import RefinementStore
+
+# More prompts than a person makes with one click: such a request waits in the bulk lane.
+_CLICK_PROMPTS = 8
+
+
+class Predictor:
+    """Answers requests of all callers.
+
+    Args:
+        batcher: runs image jobs of different callers together.
+        batch_prompts: larger images are cut into jobs of this many prompts, so that nobody waits for all of them.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher[ImageJob, list[PromptLogits]],
+        embeddings: EmbeddingStore,
+        refinements: RefinementStore,
+        *,
+        batch_prompts: int,
+        format_threads: int,
+        max_reply_bytes: int,
+        metrics: Metrics,
+    ):
+        self._batcher = batcher
+        self._embeddings = embeddings
+        self._refinements = refinements
+        self._batch_prompts = batch_prompts
+        self._max_reply_bytes = max_reply_bytes
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(format_threads, thread_name_prefix="splitsam-format")
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def predict(
+        self, tenant: str, request: PredictRequest, deadline_s: float
+    ) -> tuple[list[ImageMasks], Timings]:
+        """The masks of every prompt of every image, in the order of the request.
+
+        Args:
+            request: checked by `validate_request`.
+            deadline_s: when the caller gives up, in seconds of time.monotonic().
+
+        Raises:
+            InvalidArgument: a coordinate lies outside its image.
+            EmbeddingExpired, ModelMismatch, RefinementExpired, CacheUnavailable: as the stores raise them.
+            QueueFull, DeadlineTooShort, NotReady: as the batcher raises them.
+            ReplyTooLarge: the masks would not fit into one reply.
+        """
+        start_s = time.perf_counter()
+        keys = [bytes.fromhex(image.embedding_key) for image in request.images]
+        embeddings = await gather_or_cancel(self._embeddings.get(tenant, key) for key in keys)
+        for index, (image, embedding) in enumerate(zip(request.images, embeddings, strict=True)):
+            size = embedding.header.image_size
+            validate_in_image(image, index, width=size.width, height=size.height)
+        sizes = [_rows_columns(embedding.header.image_size) for embedding in embeddings]
+        check_reply_can_fit(request, sizes, self._max_reply_bytes)
+        resolved = await gather_or_cancel(
+            self._resolve(tenant, key, image) for key, image in zip(keys, request.images, strict=True)
+        )
+        fetch_ms = (time.perf_counter() - start_s) * 1000
+        lane = Lane.CLICK if sum(len(image.prompts) for image in request.images) <= _CLICK_PROMPTS else Lane.BULK
+        served = await gather_or_cancel(
+            self._decode(embedding, prompts, request.output, lane, deadline_s)
+            for embedding, prompts in zip(embeddings, resolved, strict=True)
+        )
+        start_s = time.perf_counter()
+        budget = ReplyBudget(self._max_reply_bytes)
+        images = await gather_or_cancel(
+            self._write(tenant, embedding.header, answers.value, request.output, budget)
+            for embedding, answers in zip(embeddings, served, strict=True)
+        )
+        format_s = time.perf_counter() - start_s
+        self._metrics.format_seconds.observe(format_s)
+        queue_ms, model_ms = max(item.queue_ms for item in served), max(item.model_ms for item in served)
+        return images, Timings(fetch_ms, queue_ms, model_ms, format_s * 1000)
+
+    async def _resolve(self, tenant: str, key: bytes, image: ImagePrompts) -> list[Prompt]:
+        """The image's prompts with every refinement token replaced by its logits."""
+
+        async def resolve(prompt: Prompt) -> Prompt:
+            if prompt.refinement_token is None:
+                return prompt
+            logits = await self._refinements.load(tenant, key, prompt.refinement_token)
+            return dataclasses.replace(prompt, mask_input=logits)
+
+        return await gather_or_cancel(resolve(prompt) for prompt in image.prompts)
+
+    async def _decode(
+        self, embedding: Embedding, prompts: Sequence[Prompt], output: OutputOptions, lane: Lane, deadline_s: float
+    ) -> Served[list[PromptLogits]]:
+        """One image's prompts through the batcher, a job at a time."""
+        answers: list[PromptLogits] = []
+        queue_ms = model_ms = 0.0
+        for start in range(0, len(prompts), self._batch_prompts):
+            job = ImageJob(
+                embedding=embedding.values,
+                original_size=_rows_columns(embedding.header.image_size),
+                input_size=_rows_columns(embedding.header.input_size),
+                prompts=tuple(prompts[start : start + self._batch_prompts]),
+                selection=output.selection,
+            )
+            served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane)
+            answers += served.value
+            queue_ms += served.queue_ms
+            model_ms += served.model_ms
+        return Served(answers, queue_ms, model_ms)
+
+    async def _write(
+        self,
+        tenant: str,
+        header: RecordHeader,
+        answers: Sequence[PromptLogits],
+        output: OutputOptions,
+        budget: ReplyBudget,
+    ) -> ImageMasks:
+        """One image's masks in the formats asked for, made on a thread."""
+        input_size, original_size = _rows_columns(header.input_size), _rows_columns(header.image_size)
+
+        def write(answer: PromptLogits) -> tuple[Mask, ...]:
+            masks = []
+            for mask in write_masks(answer, input_size=input_size, original_size=original_size, output=output):
+                budget.spend(mask)
+                masks.append(mask)
+            return tuple(masks)
+
+        loop = asyncio.get_running_loop()
+        prompts = []
+        for answer in answers:
+            masks = await loop.run_in_executor(self._threads, write, answer)
+            if output.refinement_tokens:
+                masks = await self._keep_logits(tenant, header, answer, masks)
+            prompts.append(masks)
+        return ImageMasks(header.address.key.hex(), original_size, header.orientation, tuple(prompts))
+
+    async def _keep_logits(
+        self, tenant: str, header: RecordHeader, answer: PromptLogits, masks: tuple[Mask, ...]
+    ) -> tuple[Mask, ...]:
+        """The masks with refinement tokens, or without where the cache cannot keep their logits."""
+        logits = await asyncio.to_thread(answer.logits.cpu)
+
+        async def keep(mask: Mask, index: int) -> Mask:
+            token = await self._refinements.save(tenant, header, mask.mask_index, logits[index])
+            return dataclasses.replace(mask, refinement_token=token)
+
+        try:
+            return tuple(await gather_or_cancel(keep(mask, index) for index, mask in enumerate(masks)))
+        except CacheUnavailable:
+            return masks
+
+
+def _rows_columns(size: Size) -> tuple[int, int]:
+    return size.height, size.width

@@ -1,0 +1,80 @@
+"""Logits of earlier answers, kept for a while under a token that only their tenant and embedding can use."""
+
+import dataclasses
+import time
+
+import numpy as np
+import torch
+
+from splitsam.common.cache import RecordCache
+from splitsam.common.errors import RefinementExpired
+from splitsam.common.keys import Address, KeyRing
+from splitsam.common.lru import ByteBudgetLRU
+from splitsam.common.metrics import Metrics
+from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key
+from splitsam.decoder_service.prompts import FloatArray
+
+
+class RefinementStore:
+    """Keeps logits in Redis for every replica, and in memory for this one.
+
+    Args:
+        budget_bytes: what the logits in memory may take.
+        ttl_s: life of a token in Redis.
+    """
+
+    def __init__(
+        self, cache: RecordCache, keys: KeyRing, *, budget_bytes: int, ttl_s: int, wait_s: float, metrics: Metrics
+    ):
+        self._cache = cache
+        self._keys = keys
+        self._ttl_s = ttl_s
+        self._wait_s = wait_s
+        self._metrics = metrics
+        self._resident: ByteBudgetLRU[Address, tuple[torch.Tensor, float]] = ByteBudgetLRU(budget_bytes)
+
+    async def save(self, tenant: str, embedding: RecordHeader, mask_index: int, logits: torch.Tensor) -> str:
+        """Keep one mask's logits.
+
+        Args:
+            embedding: the header of the embedding the mask belongs to.
+            logits: [256, 256] float on the CPU.
+
+        Returns:
+            The token, 64 hex digits.
+
+        Raises:
+            CacheUnavailable: the cache does not answer.
+        """
+        address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
+        header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
+        await self._cache.put(header, logits[None], ttl_s=self._ttl_s, wait_s=self._wait_s)
+        self._remember(address, logits.to(torch.float16))
+        return address.key.hex()
+
+    async def load(self, tenant: str, embedding_key: bytes, token: str) -> FloatArray:
+        """The logits behind a token.
+
+        Returns:
+            [256, 256] float32.
+
+        Raises:
+            RefinementExpired: the token is unknown, expired, or of another tenant or embedding.
+            CacheUnavailable: it is not in memory and the cache does not answer.
+        """
+        key = parse_key(token)
+        address = None if key is None else self._keys.refinement_address(tenant, embedding_key, key)
+        if address is None:
+            raise RefinementExpired("the refinement token is not one of this embedding; send the prompts without it")
+        logits, expires_s = self._resident.get(address) or (None, 0.0)
+        if logits is None or expires_s < time.monotonic():
+            record = await self._cache.get(LOGITS, [address], ttl_s=self._ttl_s, wait_s=self._wait_s)
+            if record is None:
+                raise RefinementExpired("the refinement token has expired; send the prompts without it")
+            logits = record[1][0]
+            self._remember(address, logits)
+        return logits.to(torch.float32).numpy().astype(np.float32, copy=False)
+
+    def _remember(self, address: Address, logits: torch.Tensor) -> None:
+        self._resident.put(address, (logits, time.monotonic() + self._ttl_s), 2 * logits.numel())
+        self._metrics.memory_bytes.labels("logits").set(self._resident.used_bytes)

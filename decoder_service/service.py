@@ -1,0 +1,125 @@
+"""The decoder service assembled: weights, model, batcher, stores and servicer."""
+
+import asyncio
+
+import grpc
+import numpy as np
+import torch
+
+from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX
+from splitsam.common.batcher import Batcher
+from splitsam.common.cache import RecordCache
+from splitsam.common.checkpoints import load_model
+from splitsam.common.device import choose_device, describe_device
+from splitsam.common.messages import ModelInfo
+from splitsam.common.metrics import Metrics
+from splitsam.decoder_service.embeddings import EmbeddingStore
+from splitsam.decoder_service.model import DecoderModel, PromptLogits
+from splitsam.decoder_service.packing import ImageJob
+from splitsam.decoder_service.predictor import Predictor
+from splitsam.decoder_service.prompts import Prompt
+from splitsam.decoder_service.refinements import RefinementStore
+from splitsam.decoder_service.servicer import DecoderServicer
+from splitsam.decoder_service.settings import DecoderSettings
+from splitsam.v1 import decoder_pb2, decoder_pb2_grpc
+
+
+class DecoderService:
+    """One decoder process: `open` loads, `close` drains."""
+
+    full_name = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
+
+    def __init__(self, settings: DecoderSettings, metrics: Metrics):
+        self._settings = settings
+        self._metrics = metrics
+        self._keys = settings.key_ring()
+        self._device = choose_device(settings.device)
+        self._servicer = DecoderServicer(settings)
+        self._batcher: Batcher[ImageJob, list[PromptLogits]] | None = None
+        self._predictor: Predictor | None = None
+        self._cache = RecordCache(
+            settings.redis_url,
+            timeout_ms=settings.redis_timeout_ms,
+            connections=settings.redis_connections,
+            metrics=metrics,
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
+
+    async def open(self) -> None:
+        settings = self._settings
+        model, info = await asyncio.to_thread(self._load)
+        batch_prompts = settings.max_batch_prompts if self._device.type == "cuda" else settings.cpu_batch_prompts
+        self._batcher = Batcher(
+            model.decode,
+            name="decoder",
+            max_weight=batch_prompts,
+            max_wait_ms=settings.max_wait_ms,
+            max_queue=settings.max_queue,
+            metrics=self._metrics,
+            weigh=lambda job: len(job.prompts),
+        )
+        self._batcher.start()
+        wait_s = settings.redis_timeout_ms / 1000
+        embeddings = EmbeddingStore(
+            self._cache,
+            self._keys,
+            model_id=info.model_id,
+            device=self._device,
+            budget_bytes=settings.memory_bytes,
+            ttl_s=settings.embedding_ttl_s,
+            wait_s=wait_s,
+            metrics=self._metrics,
+        )
+        refinements = RefinementStore(
+            self._cache,
+            self._keys,
+            budget_bytes=settings.logits_memory_bytes,
+            ttl_s=settings.refinement_ttl_s,
+            wait_s=wait_s,
+            metrics=self._metrics,
+        )
+        self._predictor = Predictor(
+            self._batcher,
+            embeddings,
+            refinements,
+            batch_prompts=batch_prompts,
+            format_threads=settings.format_threads,
+            max_reply_bytes=settings.max_reply_bytes,
+            metrics=self._metrics,
+        )
+        self._servicer.load(self._predictor, info)
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+        if self._predictor is not None:
+            await self._predictor.close()
+        await self._cache.close()
+
+    def _load(self) -> tuple[DecoderModel, ModelInfo]:
+        settings = self._settings
+        loaded = load_model(
+            model=settings.model,
+            checkpoint=settings.checkpoint,
+            sha256=settings.sha256,
+            cache_dir=settings.cache_dir,
+        )
+        model = DecoderModel(loaded.sam, self._device, settings.precision, settings.prompts_per_forward)
+        model.decode([_warm_up_job()])
+        info = ModelInfo(
+            name=loaded.name,
+            model_id=loaded.model_id,
+            demonstration=loaded.demonstration,
+            precision=settings.precision,
+            device=describe_device(self._device),
+        )
+        return model, info
+
+
+def _warm_up_job() -> ImageJob:
+    """One click in the middle of an empty embedding."""
+    point = np.full((1, 2), IMAGE_SIDE_PX / 2, np.float32)
+    side = (IMAGE_SIDE_PX, IMAGE_SIDE_PX)
+    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, (Prompt(point, np.ones(1, np.int64)),))

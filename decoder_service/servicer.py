@@ -1,0 +1,119 @@
+"""DecoderService on the wire: parse, await, convert."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from splitsam.common.calls import current_call
+from splitsam.common.errors import InternalError, NotImplementedYet, NotReady, ServiceError
+from splitsam.common.messages import ModelInfo, to_item_error, to_limits, to_model_info
+from splitsam.decoder_service.messages import build_response, parse_request
+from splitsam.decoder_service.pointer import Newest
+from splitsam.decoder_service.predictor import Predictor
+from splitsam.decoder_service.prompts import PromptLimits
+from splitsam.decoder_service.settings import DecoderSettings
+from splitsam.v1 import decoder_pb2 as pb
+from splitsam.v1 import decoder_pb2_grpc
+
+log = logging.getLogger("splitsam.decoder")
+# Answers a stream may owe its client before its requests are no longer read.
+_STREAM_ANSWERS = 64
+
+
+class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
+    """The RPCs of splitsam.v1.DecoderService; what they mean is documented in decoder.proto."""
+
+    def __init__(self, settings: DecoderSettings):
+        self._settings = settings
+        self._limits = PromptLimits(
+            max_images=settings.max_images_per_request,
+            max_prompts=settings.max_prompts_per_request,
+            max_points=settings.max_points_per_prompt,
+        )
+        self._loaded: tuple[Predictor, ModelInfo] | None = None
+
+    def load(self, predictor: Predictor, info: ModelInfo) -> None:
+        """What answers from now on; before, the interceptor answers UNAVAILABLE."""
+        self._loaded = (predictor, info)
+
+    @property
+    def _parts(self) -> tuple[Predictor, ModelInfo]:
+        if self._loaded is None:
+            raise NotReady("the model is loading", retry_delay_s=1.0)
+        return self._loaded
+
+    async def PredictMasks(
+        self, request: pb.PredictMasksRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PredictMasksResponse:
+        return await self._predict(request, context.time_remaining())
+
+    async def PredictMasksStream(
+        self, requests: AsyncIterator[pb.PredictMasksStreamRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.PredictMasksStreamResponse]:
+        newest: Newest[pb.PredictMasksStreamRequest] = Newest()
+        answers: asyncio.Queue[pb.PredictMasksStreamResponse | None] = asyncio.Queue(_STREAM_ANSWERS)
+        reader = asyncio.create_task(self._read_pointer(requests, newest, answers))
+        worker = asyncio.create_task(self._follow_pointer(newest, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+            await reader
+        finally:
+            reader.cancel()
+            worker.cancel()
+
+    async def GenerateMasks(
+        self, request: pb.GenerateMasksRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateMasksResponse]:
+        raise NotImplementedYet("GenerateMasks is not served by this release; send prompts with PredictMasks")
+        yield  # makes this a stream
+
+    async def GetModelInfo(
+        self, request: pb.DecoderServiceGetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DecoderServiceGetModelInfoResponse:
+        return pb.DecoderServiceGetModelInfoResponse(
+            model=to_model_info(self._parts[1]), limits=to_limits(self._settings)
+        )
+
+    async def _predict(self, request: pb.PredictMasksRequest, remaining_s: float | None) -> pb.PredictMasksResponse:
+        parsed = parse_request(request, self._limits)
+        wait_s = self._settings.predict_timeout_ms / 1000
+        deadline_s = time.monotonic() + (wait_s if remaining_s is None else min(wait_s, remaining_s))
+        images, timings = await self._parts[0].predict(current_call.get().tenant, parsed, deadline_s)
+        return build_response(images, timings, self._settings.max_reply_bytes)
+
+    async def _read_pointer(
+        self,
+        requests: AsyncIterator[pb.PredictMasksStreamRequest],
+        newest: Newest[pb.PredictMasksStreamRequest],
+        answers: "asyncio.Queue[pb.PredictMasksStreamResponse | None]",
+    ) -> None:
+        try:
+            async for request in requests:
+                old = newest.offer(request)
+                if old is not None:
+                    superseded = pb.Superseded(by_request_id=request.request_id)
+                    await answers.put(pb.PredictMasksStreamResponse(request_id=old.request_id, superseded=superseded))
+        finally:
+            newest.end()
+
+    async def _follow_pointer(
+        self,
+        newest: Newest[pb.PredictMasksStreamRequest],
+        answers: "asyncio.Queue[pb.PredictMasksStreamResponse | None]",
+    ) -> None:
+        """Serve one request at a time, always the newest; None ends the answers."""
+        while (request := await newest.take()) is not None:
+            answer = pb.PredictMasksStreamResponse(request_id=request.request_id)
+            try:
+                answer.result.CopyFrom(await self._predict(request.request, None))
+            except ServiceError as error:
+                answer.error.CopyFrom(to_item_error(error))
+            except Exception:
+                log.exception("a request of a stream failed", extra={"item": request.request_id})
+                answer.error.CopyFrom(to_item_error(InternalError("internal error; the server's log has the details")))
+            await answers.put(answer)
+        await answers.put(None)

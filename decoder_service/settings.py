@@ -1,0 +1,27 @@
+"""What a deployment may set on the decoder service."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from splitsam.common.settings import Port, ServiceSettings
+
+
+class DecoderSettings(ServiceSettings):
+    """Settings of the decoder service; environment variables begin with SPLITSAM_DECODER_."""
+
+    model_config = SettingsConfigDict(env_prefix="SPLITSAM_DECODER_", cli_prog_name="splitsam serve-decoder")
+
+    port: Port = Field(50052, description="gRPC port; 0 picks a free one")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Numbers the mask decoder computes in")
+    max_batch_prompts: int = Field(256, ge=1, le=65_536, description="Prompts in one batch on a GPU")
+    cpu_batch_prompts: int = Field(8, ge=1, le=1024, description="Prompts in one batch on a CPU, where batches cost")
+    prompts_per_forward: int = Field(64, ge=1, le=4096, description="Prompts in one model call; bounds memory")
+    max_wait_ms: float = Field(0.0, ge=0, le=1000, description="How long an idle worker holds a batch back")
+    format_threads: int = Field(2, ge=1, le=256, description="Threads that write masks in the formats asked for")
+    memory_bytes: int = Field(512 * 2**20, ge=0, le=2**40, description="Embeddings kept on the device")
+    logits_memory_bytes: int = Field(64 * 2**20, ge=0, le=2**40, description="Refinement logits kept in memory")
+    embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
+    refinement_ttl_s: int = Field(600, ge=1, le=10**6, description="Life of a refinement token, in seconds")
+    predict_timeout_ms: int = Field(30_000, ge=10, le=600_000, description="Longest wait for a place in a batch")

@@ -1,0 +1,1 @@
+"""The encoder service: image bytes in, embedding computed once and kept in the cache."""

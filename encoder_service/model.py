@@ -1,0 +1,106 @@
+"""The image encoder on its device: a batch of prepared images in, an embedding for each out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import nn
+
+from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.common.errors import InternalError
+from splitsam.encoder_service.preprocess import PreparedImage
+
+Precision = Literal["fp32", "bf16"]
+CUDA_BATCH_SIZES = (1, 4, 16)
+_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class EncoderModel:
+    """Runs an image encoder on batches of a few fixed sizes. One thread at a time may call it.
+
+    Args:
+        image_encoder: [B, 3, 1024, 1024] to [B, 256, 64, 64]; taken over, moved and cast in place.
+        pixel_mean: [3, 1, 1], RGB in 0..255, of the model.
+        pixel_std: likewise.
+        precision: what weights and activations are; the images are normalised in fp32 either way.
+        batch_sizes: a batch is filled up to the next of these with empty images, and split beyond the largest; none
+            runs every batch as it comes. By default `CUDA_BATCH_SIZES` on CUDA, none on the CPU.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        pixel_mean: torch.Tensor,
+        pixel_std: torch.Tensor,
+        *,
+        precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
+        batch_sizes: Sequence[int] | None = None,
+    ):
+        self.device = torch.device(device)
+        self.precision = precision
+        self.dtype = _DTYPES[precision]
+        if batch_sizes is None:
+            batch_sizes = CUDA_BATCH_SIZES if self.device.type == "cuda" else ()
+        self.batch_sizes = tuple(sorted(batch_sizes))
+        self.image_encoder = image_encoder.to(self.device, self.dtype).eval().requires_grad_(False)
+        self._mean = pixel_mean.to(self.device, torch.float32)
+        self._std = pixel_std.to(self.device, torch.float32)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[PreparedImage]) -> list[torch.Tensor | InternalError]:
+        """Compute embeddings.
+
+        Returns:
+            For each image [256, 64, 64] float32 on the CPU, contiguous (its batch-mates share the storage), or an
+            InternalError when it came out with numbers that are not finite; its batch-mates are not concerned.
+        """
+        results: list[torch.Tensor | InternalError] = []
+        for chunk in self._chunks(images):
+            embeddings, finite = self._encode_batch(chunk)
+            for embedding, is_finite in zip(embeddings, finite, strict=True):
+                results.append(embedding if is_finite else InternalError("the embedding is not finite"))
+        return results
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run every batch size once, so that no request pays for first-time work."""
+        for size in self.batch_sizes or (1,):
+            self._run(torch.zeros(size, 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)).cpu()
+
+    def _chunks(self, images: Sequence[PreparedImage]) -> Iterator[Sequence[PreparedImage]]:
+        size = self.batch_sizes[-1] if self.batch_sizes else max(1, len(images))
+        for start in range(0, len(images), size):
+            yield images[start : start + size]
+
+    def _encode_batch(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, list[bool]]:
+        """Returns [n, 256, 64, 64] float32 on the CPU, and for each image whether all its numbers are finite."""
+        size = next((size for size in self.batch_sizes if size >= len(images)), len(images))
+        embeddings = self._run(self._normalise(images, size))[: len(images)]
+        finite = embeddings.isfinite().flatten(1).all(dim=1)
+        return embeddings.cpu(), finite.tolist()
+
+    def _normalise(self, images: Sequence[PreparedImage], size: int) -> torch.Tensor:
+        """[size, 3, 1024, 1024] float32 on the device: normalised, then zeros right of and below, as Sam.preprocess."""
+        batch = torch.zeros(size, 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)
+        for row, image in zip(batch, images, strict=False):
+            width, height = image.input_size
+            pixels = torch.from_numpy(image.pixels)
+            if self.device.type == "cuda":
+                pixels = pixels.pin_memory()
+            pixels = pixels.to(self.device, non_blocking=True).permute(2, 0, 1)
+            row[:, :height, :width] = (pixels - self._mean) / self._std
+        return batch
+
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+        """[B, 3, 1024, 1024] to [B, 256, 64, 64], both float32 on the device."""
+        with self._exact_convolutions():
+            embeddings: torch.Tensor = self.image_encoder(batch.to(self.dtype))
+        return embeddings.float()
+
+    def _exact_convolutions(self) -> AbstractContextManager[None]:
+        """In fp32, keep cuDNN from rounding to TF32, its default, which PyTorch's matrix products do not do."""
+        if self.device.type == "cuda" and self.precision == "fp32":
+            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        return nullcontext()

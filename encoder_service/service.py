@@ -1,0 +1,91 @@
+"""The encoder service assembled: weights, model, batcher, cache and servicer."""
+
+import asyncio
+
+import grpc
+import torch
+
+from splitsam.common.batcher import Batcher
+from splitsam.common.cache import RecordCache
+from splitsam.common.checkpoints import load_model
+from splitsam.common.device import choose_device, describe_device
+from splitsam.common.keys import EncodingVersion
+from splitsam.common.messages import ModelInfo
+from splitsam.common.metrics import Metrics
+from splitsam.encoder_service.model import EncoderModel
+from splitsam.encoder_service.pipeline import EncodePipeline
+from splitsam.encoder_service.preprocess import PREPROCESS_VERSION, PreparedImage
+from splitsam.encoder_service.servicer import EncoderServicer
+from splitsam.encoder_service.settings import EncoderSettings
+from splitsam.v1 import encoder_pb2, encoder_pb2_grpc
+
+
+class EncoderService:
+    """One encoder process: `open` loads, `close` drains."""
+
+    full_name = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+
+    def __init__(self, settings: EncoderSettings, metrics: Metrics):
+        self._settings = settings
+        self._metrics = metrics
+        self._keys = settings.key_ring()
+        self._device = choose_device(settings.device)
+        self._servicer = EncoderServicer(settings)
+        self._batcher: Batcher[PreparedImage, torch.Tensor] | None = None
+        self._pipeline: EncodePipeline | None = None
+        self._cache = RecordCache(
+            settings.redis_url,
+            timeout_ms=settings.redis_timeout_ms,
+            connections=settings.redis_connections,
+            metrics=metrics,
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
+
+    async def open(self) -> None:
+        model, info = await asyncio.to_thread(self._load)
+        on_gpu = self._device.type == "cuda"
+        self._batcher = Batcher(
+            model.encode,
+            name="encoder",
+            max_weight=self._settings.max_batch if on_gpu else 1,
+            max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
+            max_queue=self._settings.max_queue,
+            metrics=self._metrics,
+        )
+        self._batcher.start()
+        version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)
+        self._pipeline = EncodePipeline(self._batcher, self._cache, self._keys, version, self._settings, self._metrics)
+        self._servicer.load(self._pipeline, info)
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+        if self._pipeline is not None:
+            await self._pipeline.close()
+        await self._cache.close()
+
+    def _load(self) -> tuple[EncoderModel, ModelInfo]:
+        settings = self._settings
+        loaded = load_model(
+            model=settings.model,
+            checkpoint=settings.checkpoint,
+            sha256=settings.sha256,
+            cache_dir=settings.cache_dir,
+        )
+        sam = loaded.sam
+        model = EncoderModel(
+            sam.image_encoder, sam.pixel_mean, sam.pixel_std, precision=settings.precision, device=self._device
+        )
+        model.warm_up()
+        info = ModelInfo(
+            name=loaded.name,
+            model_id=loaded.model_id,
+            demonstration=loaded.demonstration,
+            precision=settings.precision,
+            device=describe_device(self._device),
+            codec=settings.codec,
+            preprocess_version=PREPROCESS_VERSION,
+        )
+        return model, info

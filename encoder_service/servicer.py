@@ -1,0 +1,141 @@
+"""EncoderService on the wire: parse, await, convert."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from splitsam.common.batcher import Lane
+from splitsam.common.calls import current_call
+from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
+from splitsam.common.messages import ModelInfo, to_codec, to_embedding_info, to_item_error, to_limits, to_model_info
+from splitsam.common.records import parse_key, tensor_to_bytes
+from splitsam.encoder_service.pipeline import Encoded, EncodePipeline
+from splitsam.encoder_service.settings import EncoderSettings
+from splitsam.v1 import encoder_pb2 as pb
+from splitsam.v1 import encoder_pb2_grpc
+
+log = logging.getLogger("splitsam.encoder")
+_CHUNK_BYTES = 2**20
+
+
+class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
+    """The RPCs of splitsam.v1.EncoderService; what they mean is documented in encoder.proto."""
+
+    def __init__(self, settings: EncoderSettings):
+        self._settings = settings
+        self._loaded: tuple[EncodePipeline, ModelInfo] | None = None
+
+    def load(self, pipeline: EncodePipeline, info: ModelInfo) -> None:
+        """What answers from now on; before, the interceptor answers UNAVAILABLE."""
+        self._loaded = (pipeline, info)
+
+    @property
+    def _pipeline(self) -> EncodePipeline:
+        return self._parts[0]
+
+    @property
+    def _parts(self) -> tuple[EncodePipeline, ModelInfo]:
+        if self._loaded is None:
+            raise NotReady("the model is loading", retry_delay_s=1.0)
+        return self._loaded
+
+    async def EncodeImage(
+        self, request: pb.EncodeImageRequest, context: grpc.aio.ServicerContext
+    ) -> pb.EncodeImageResponse:
+        encoded = await self._pipeline.encode(current_call.get().tenant, request.image, Lane.CLICK)
+        return _to_response(encoded)
+
+    async def LookUpEmbedding(
+        self, request: pb.LookUpEmbeddingRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LookUpEmbeddingResponse:
+        header = await self._pipeline.look_up(current_call.get().tenant, request.image_sha256)
+        if header is None:
+            return pb.LookUpEmbeddingResponse(found=False)
+        return pb.LookUpEmbeddingResponse(found=True, embedding=to_embedding_info(header))
+
+    async def DownloadEmbedding(
+        self, request: pb.DownloadEmbeddingRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.DownloadEmbeddingResponse]:
+        key = parse_key(request.embedding_key)
+        if key is None:
+            raise InvalidArgument("embedding_key", "is not the 64 lower-case hex digits of a key")
+        header, values = await self._pipeline.fetch(current_call.get().tenant, key)
+        payload = tensor_to_bytes(values, header.dtype)
+        first = pb.DownloadEmbeddingHeader(
+            embedding=to_embedding_info(header),
+            codec=to_codec(self._settings.codec),
+            shape=header.shape,
+            size_bytes=len(payload),
+        )
+        for start in range(0, len(payload), _CHUNK_BYTES):
+            chunk = payload[start : start + _CHUNK_BYTES]
+            yield pb.DownloadEmbeddingResponse(header=first if start == 0 else None, chunk=chunk)
+
+    async def EncodeImages(
+        self, requests: AsyncIterator[pb.EncodeImagesRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.EncodeImagesResponse]:
+        places = asyncio.Semaphore(self._settings.stream_window)  # taken on arrival, given back with the answer
+        answers: asyncio.Queue[pb.EncodeImagesResponse | None] = asyncio.Queue()
+        reader = asyncio.create_task(self._encode_all(requests, places, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+                places.release()
+            await reader
+        finally:
+            reader.cancel()
+
+    async def GetModelInfo(
+        self, request: pb.EncoderServiceGetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.EncoderServiceGetModelInfoResponse:
+        return pb.EncoderServiceGetModelInfoResponse(
+            model=to_model_info(self._parts[1]), limits=to_limits(self._settings)
+        )
+
+    async def _encode_all(
+        self,
+        requests: AsyncIterator[pb.EncodeImagesRequest],
+        places: asyncio.Semaphore,
+        answers: "asyncio.Queue[pb.EncodeImagesResponse | None]",
+    ) -> None:
+        """Encode a stream's images as places come free; None ends the answers."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await places.acquire()
+                    group.create_task(self._encode_item(request, answers))
+        finally:
+            answers.put_nowait(None)
+
+    async def _encode_item(
+        self, request: pb.EncodeImagesRequest, answers: "asyncio.Queue[pb.EncodeImagesResponse | None]"
+    ) -> None:
+        """One image of a stream; its failure is its own answer and never the stream's end."""
+        answer = pb.EncodeImagesResponse(request_id=request.request_id)
+        try:
+            encoded = await self._pipeline.encode(current_call.get().tenant, request.image, Lane.BULK)
+            answer.result.CopyFrom(_to_response(encoded))
+        except ServiceError as error:
+            answer.error.CopyFrom(to_item_error(error))
+        except Exception:
+            log.exception("an image of a stream failed", extra={"item": request.request_id})
+            answer.error.CopyFrom(to_item_error(InternalError("internal error; the server's log has the details")))
+        answers.put_nowait(answer)
+
+
+def _to_response(encoded: Encoded) -> pb.EncodeImageResponse:
+    timings = encoded.timings
+    return pb.EncodeImageResponse(
+        embedding=to_embedding_info(encoded.header),
+        cache_hit=encoded.cache_hit,
+        stored=encoded.stored,
+        timings=pb.EncodeTimings(
+            cache_ms=timings.cache_ms,
+            preprocess_ms=timings.preprocess_ms,
+            queue_ms=timings.queue_ms,
+            model_ms=timings.model_ms,
+            store_ms=timings.store_ms,
+        ),
+    )
