@@ -10,7 +10,7 @@ import grpc.aio
 
 from splitsam.client.answers import read_source
 from splitsam.client.connection import Connection
-from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.errors import SplitsamError, error_from_rpc, stream_broken
 from splitsam.client.results import BulkResult, ImageSource
 from splitsam.client.steps import (
     CloseBulk,
@@ -157,6 +157,8 @@ class _BulkStream:
 async def error_of_call(call: Any, address: str) -> SplitsamError:
     """Why a call on which nothing can be written any more has ended."""
     code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return stream_broken(f"{address}: the server ended the stream")
     failure = grpc.aio.AioRpcError(
         code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
     )

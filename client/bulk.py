@@ -4,10 +4,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import grpc
-
 from splitsam.client import answers
-from splitsam.client.errors import SplitsamError, error_from_item
+from splitsam.client.errors import SplitsamError, error_from_item, stream_broken
 from splitsam.client.results import BulkResult, EncodedImage, ImageSource
 from splitsam.client.retry import RetryPolicy
 from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
@@ -98,11 +96,7 @@ class BulkEncode:
 
     def _settle(self, response: encoder_pb2.EncodeImagesResponse | None) -> Operation[None]:
         if response is None or response.request_id not in self._owed:
-            raise SplitsamError(
-                f"the encoder owes {len(self._owed)} answers and ended the stream or sent another",
-                code=grpc.StatusCode.INTERNAL,
-                reason="STREAM_BROKEN",
-            )
+            raise stream_broken(f"the encoder owes {len(self._owed)} answers and ended the stream or sent another")
         position = response.request_id
         sent = self._owed[position]
         if response.WhichOneof("outcome") == "error":

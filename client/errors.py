@@ -72,8 +72,9 @@ def error_from_rpc(error: grpc.RpcError, address: str) -> SplitsamError:
     if retry is not None:
         retry_delay_s = retry.retry_delay.ToTimedelta().total_seconds()
     violations = bad_request.field_violations if bad_request is not None else ()
+    message = f"{address}: {error.details() or code.value[1]}" if info is None else status.message
     return SplitsamError(
-        status.message if info is not None else f"{address}: {error.details() or code.value[1]}",
+        message,
         code=code,
         reason=info.reason if info is not None else code.name,
         violations=[FieldViolation(violation.field, violation.description) for violation in violations],
@@ -92,6 +93,11 @@ def error_from_item(error: types_pb2.ItemError) -> SplitsamError:
         violations=[FieldViolation(violation.field, violation.description) for violation in error.field_violations],
         retry_delay_s=error.retry_delay_ms / 1000 if error.retry_delay_ms else None,
     )
+
+
+def stream_broken(message: str) -> SplitsamError:
+    """The server did not keep to the protocol of a stream."""
+    return SplitsamError(message, code=grpc.StatusCode.INTERNAL, reason="STREAM_BROKEN")
 
 
 _DETAIL_TYPES = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+_KILL_S = 5.0
 _LAUNCHER = str(Path(__file__).with_name("child.py"))
 
 
@@ -50,6 +51,7 @@ class Child:
     ):
         self.name = name
         self.log_path = log_path
+        self._is_swept = False
         launcher = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), *command]
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -71,8 +73,12 @@ class Child:
         return self._process.pid
 
     def exit_status(self) -> int | None:
-        """None while it runs; negative for the signal that ended it."""
-        return self._process.poll()
+        """None while it runs; negative for the signal that ended it. What it left behind is ended once it is seen."""
+        status = self._process.poll()
+        if status is not None and not self._is_swept:
+            self._is_swept = True
+            self.signal(signal.SIGKILL)
+        return status
 
     def check_alive(self, doing: str) -> None:
         """Do nothing while it runs.
@@ -112,8 +118,9 @@ def stop_all(children: Sequence[Child], timeout_s: float) -> None:
     for child in running:
         child.wait(max(deadline_s - time.monotonic(), 0.0))
     for child in running:
-        child.signal(signal.SIGKILL)
-        child.wait(timeout_s)
+        if child.exit_status() is None:
+            child.signal(signal.SIGKILL)
+            child.wait(_KILL_S)
 
 
 def free_ports(count: int) -> list[int]:

@@ -28,16 +28,13 @@ def find_redis_server() -> str:
     return found
 
 
-def start_redis(port: int, password: str, folder: Path, timeout_s: float) -> Child:
-    """Start redis-server and wait until it answers.
+def start_redis(port: int, password: str, folder: Path) -> Child:
+    """Start redis-server; see `wait_until_answering`.
 
     Args:
         port: to listen on.
         password: needed by every client; it reaches Redis over a pipe, never as an argument.
         folder: for its log and working directory.
-
-    Raises:
-        StackError: it exited or did not answer in time.
     """
     data = folder / "redis"
     data.mkdir(exist_ok=True)
@@ -51,20 +48,20 @@ def start_redis(port: int, password: str, folder: Path, timeout_s: float) -> Chi
         "maxmemory 1gb",
         "maxmemory-policy allkeys-lfu",
     ]
-    child = Child("redis-server", [find_redis_server(), "-"], folder / "redis.log", stdin="\n".join(settings) + "\n")
-    try:
-        _wait_until_answering(child, redis_url(port, password), time.monotonic() + timeout_s)
-    except BaseException:
-        child.kill()
-        raise
-    return child
+    return Child("redis-server", [find_redis_server(), "-"], folder / "redis.log", stdin="\n".join(settings) + "\n")
 
 
 def redis_url(port: int, password: str) -> str:
     return f"redis://:{password}@{LOOPBACK}:{port}/0"
 
 
-def _wait_until_answering(child: Child, url: str, deadline_s: float) -> None:
+def wait_until_answering(child: Child, url: str, timeout_s: float) -> None:
+    """Wait until Redis answers.
+
+    Raises:
+        StackError: it exited, or did not answer in time.
+    """
+    deadline_s = time.monotonic() + timeout_s
     with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
         while True:
             child.check_alive("starting")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitsam.client.errors import SplitsamError
+from splitsam.client.rle import decode_rle
 
 ImageSource = bytes | str | Path
 LOW_RES_SHAPE = (256, 256)
@@ -81,9 +82,7 @@ class Mask:
     def to_array(self) -> NDArray[np.bool_]:
         """The mask as [height, width] bool, decoded on each call from RLE, packed bits or PNG."""
         if self.rle is not None:
-            from pycocotools import mask as coco
-
-            return np.ascontiguousarray(coco.decode(self.rle)).astype(bool)
+            return decode_rle(self.rle["size"], self.rle["counts"])
         if self.bits is not None:
             pixels = np.frombuffer(self.bits, np.uint8)
             flat = np.unpackbits(pixels, count=self.width_px * self.height_px, bitorder="little")

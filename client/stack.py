@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitsam.client.processes import LOOPBACK, Child, StackError, check_port_free, free_ports, stop_all
-from splitsam.client.redis_server import redis_url, start_redis
+from splitsam.client.redis_server import redis_url, start_redis, wait_until_answering
 
 ServiceName = Literal["encoder", "decoder"]
 _FULL_NAMES = {"encoder": "splitsam.v1.EncoderService", "decoder": "splitsam.v1.DecoderService"}
@@ -50,7 +51,7 @@ class StackSettings:
 
     def on_free_ports(self) -> "StackSettings":
         """The same with a free port for everything."""
-        return replace(self, encoder_port=0, decoder_port=0, redis_port=0, **dict.fromkeys(_METRICS_PORTS, 0))
+        return self._with_ports(dict.fromkeys(_PORTS, 0))
 
     def resolved(self) -> "StackSettings":
         """The same with numbers in place of zeros.
@@ -64,11 +65,13 @@ class StackSettings:
             if port:
                 option = "--" + name.replace("_", "-")
                 check_port_free(port, f"choose another with {option}, or let --free-ports find free ones")
-        return replace(self, **{name: port or next(fresh) for name, port in ports.items()})
+        return self._with_ports({name: port or next(fresh) for name, port in ports.items()})
+
+    def _with_ports(self, ports: Mapping[str, Any]) -> "StackSettings":
+        return replace(self, **ports)
 
 
-_METRICS_PORTS = ("encoder_metrics_port", "decoder_metrics_port")
-_PORTS = ("encoder_port", "decoder_port", "redis_port", *_METRICS_PORTS)
+_PORTS = ("encoder_port", "decoder_port", "redis_port", "encoder_metrics_port", "decoder_metrics_port")
 
 
 class Stack:
@@ -154,8 +157,8 @@ class Stack:
         self._folder.mkdir(parents=True, exist_ok=True)
         _write_secret(self._folder / "secret")
         if self.settings.redis_url is None:
-            port = self.settings.redis_port
-            self.children["redis"] = start_redis(port, self._password, self._folder, _REDIS_START_S)
+            self.children["redis"] = start_redis(self.settings.redis_port, self._password, self._folder)
+            wait_until_answering(self.children["redis"], self.redis_url, _REDIS_START_S)
         for name in _FULL_NAMES:
             self.children[name] = self._start_service(name)
         for name in _FULL_NAMES:
@@ -168,10 +171,10 @@ class Stack:
             "--metrics-port": getattr(self.settings, f"{name}_metrics_port"),
             "--secret-file": self.folder / "secret",
         }
+        # The Redis URL carries a password, and arguments are public; the log format is only a default.
         prefix = f"SPLITSAM_{name.upper()}_"
-        # The Redis URL carries a password, and arguments are public; the log format is a default that flags override.
-        environment = {prefix + "REDIS_URL": self.redis_url}
-        environment.setdefault(prefix + "LOG_FORMAT", os.environ.get(prefix + "LOG_FORMAT", "text"))
+        log_format = os.environ.get(prefix + "LOG_FORMAT", "text")
+        environment = {prefix + "REDIS_URL": self.redis_url, prefix + "LOG_FORMAT": log_format}
         arguments = [str(word) for pair in flags.items() for word in pair]
         return Child(
             f"{name} service",
@@ -185,10 +188,13 @@ class Stack:
         address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_port')}"
         deadline_s = time.monotonic() + self.settings.start_timeout_s
         while not _is_serving(address, _FULL_NAMES[name]):
-            child.check_alive("starting")
+            for each in self.children.values():
+                each.check_alive("starting")
             if time.monotonic() > deadline_s:
                 waited = f"{self.settings.start_timeout_s:g} s"
-                raise StackError(f"the {child.name} is not ready after {waited}; log: {child.log_path}", child.log_tail())
+                raise StackError(
+                    f"the {child.name} is not ready after {waited}; log: {child.log_path}", child.log_tail()
+                )
             time.sleep(_POLL_S)
 
 

@@ -32,7 +32,7 @@ class Authenticator:
         tenants: dict[str, str] = {}
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise SettingsProblem(f"tokens_file: {error}") from error
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("#"):

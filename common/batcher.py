@@ -120,12 +120,22 @@ class Batcher(Generic[Item, Result]):
         if self._closing:
             raise NotReady("the service is shutting down", retry_delay_s=1.0)
         if len(self) >= self._max_queue:
+            self._drop_cancelled()
+        if len(self) >= self._max_queue:
             raise QueueFull(f"{self._max_queue} entries are waiting already", retry_delay_s=self._backlog_s())
         future: asyncio.Future[Served[Result]] = asyncio.get_running_loop().create_future()
         self._lanes[lane].append(_Entry(item, self._weigh(item), time.monotonic(), deadline_s, future))
         self._metrics.queue_length.labels(self._name).set(len(self))
         self._arrival.set()
         return await future
+
+    def _drop_cancelled(self) -> None:
+        """Free the places of entries that nobody waits for any more."""
+        for lane in self._lanes:
+            waiting = [entry for entry in lane if not entry.future.done()]
+            self._metrics.dropped.labels(self._name, "cancelled").inc(len(lane) - len(waiting))
+            lane.clear()
+            lane.extend(waiting)
 
     def _backlog_s(self) -> float:
         """About how long the queue takes to empty, from the last batch's time."""
@@ -141,9 +151,7 @@ class Batcher(Generic[Item, Result]):
                 await self._arrival.wait()
                 continue
             await self._wait_for_more()
-            batch = self._take()
-            if batch:
-                await self._serve(batch)
+            await self._serve(self._take())
 
     async def _wait_for_more(self) -> None:
         """Hold an unfilled batch back for max_wait at the most, counted from its oldest entry."""
@@ -182,6 +190,8 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     async def _serve(self, batch: list[_Entry[Item, Result]]) -> None:
+        if not batch:
+            return
         start_s = time.monotonic()
         items = [entry.item for entry in batch]
         results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_isolating, items)
@@ -199,7 +209,10 @@ class Batcher(Generic[Item, Result]):
     def _run_isolating(self, items: Sequence[Item]) -> list[Result | Exception]:
         """Run a batch; when it fails as a whole, halve it so that only the culprit's caller sees the failure."""
         try:
-            return list(self._run(items))
+            results = list(self._run(items))
+            if len(results) != len(items):
+                raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
+            return results
         except Exception as error:  # noqa: BLE001 - whatever an item does to the model is that item's answer
             if len(items) == 1:
                 return [error]

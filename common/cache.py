@@ -58,7 +58,7 @@ class RecordCache:
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._redis.close)
+        await asyncio.to_thread(self._redis.connection_pool.disconnect)
 
     async def ping(self) -> None:
         """Raises CacheUnavailable when Redis does not answer."""
@@ -168,7 +168,8 @@ class RecordCache:
             log.warning("redis refused a command", extra={"operation": operation, "error": str(error)})
             raise CacheUnavailable(f"the embedding cache refused: {operation}", retry_delay_s=1.0) from error
         except (redis.RedisError, OSError, TimeoutError) as error:
-            self._refused_until_s = time.monotonic() + _BREAKER_OPEN_S
+            if wait_s >= self._timeout_s or isinstance(error, redis.RedisError):  # else the caller was in a hurry
+                self._refused_until_s = time.monotonic() + _BREAKER_OPEN_S
             log.warning("redis does not answer", extra={"operation": operation, "error": repr(error)})
             message = "the embedding cache does not answer"
             raise CacheUnavailable(message, retry_delay_s=_BREAKER_OPEN_S) from error

@@ -1,6 +1,7 @@
 """The one interceptor around every RPC: identity, request id, readiness, metrics, log line and error mapping."""
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -40,26 +41,28 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        if details.method.startswith(_HEALTH_METHODS):
-            return await continuation(details)
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(_HEALTH_METHODS):
+            return handler  # gRPC answers an unknown method UNIMPLEMENTED; no stranger gives a metric its label
         metadata = dict(details.invocation_metadata)
         request_id = str(metadata.get("x-request-id", ""))[:64] or uuid.uuid4().hex[:16]
+        is_ours = details.method.startswith(_OUR_METHODS)
         call = Call(tenant="", request_id=request_id, method=details.method)
         try:
             call = Call(self._authenticator.tenant(metadata), request_id, details.method)
+            if is_ours and not self._is_ready():
+                raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
         except ServiceError as error:
             return self._refusal(call, error)
-        handler = await continuation(details)
-        if handler is None or not details.method.startswith(_OUR_METHODS):
-            return handler
-        return self._wrapped(handler, call)
+        return self._wrapped(handler, call) if is_ours else handler
 
     def _refusal(self, call: Call, error: ServiceError) -> grpc.RpcMethodHandler:
-        async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+        async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             async with _Observed(self, call, context):
                 raise error
+            yield  # makes this a stream: the answer does not wait until the request's bytes are here
 
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrapped(self, handler: grpc.RpcMethodHandler, call: Call) -> grpc.RpcMethodHandler:
         codecs = {
@@ -72,8 +75,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 return await handler.unary_unary(request, context)
 
         async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            async with _Observed(self, call, context):
-                async for reply in (handler.unary_stream or handler.stream_stream)(request, context):
+            replies = (handler.unary_stream or handler.stream_stream)(request, context)
+            async with _Observed(self, call, context), contextlib.aclosing(replies):
+                async for reply in replies:
                     yield reply
 
         if handler.unary_unary:
@@ -93,22 +97,23 @@ class _Observed:
 
     async def __aenter__(self) -> None:
         self._start_s = time.perf_counter()
-        self._token = current_call.set(self._call)
+        current_call.set(self._call)
         self._context.set_trailing_metadata((("x-request-id", self._call.request_id),))
-        if self._call.tenant and not self._interceptor._is_ready():
-            await self._finish(NotReady("the service is starting or shutting down", retry_delay_s=1.0))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        await self._finish(error)
-
-    async def _finish(self, error: BaseException | None) -> None:
         elapsed_s = time.perf_counter() - self._start_s
         method = self._call.method.rpartition("/")[2]
         failure = _as_service_error(error)
         code = "CANCELLED" if _is_cancelled(error) else failure.code.name if failure else "OK"
         self._interceptor._metrics.requests.labels(method, code).inc()
         self._interceptor._metrics.request_seconds.labels(method).observe(elapsed_s)
-        extra = {"method": method, "code": code, "ms": round(elapsed_s * 1000, 1), "tenant": self._call.tenant}
+        extra = {
+            "request_id": self._call.request_id,  # not from the context: a dropped stream is closed in another
+            "method": method,
+            "code": code,
+            "ms": round(elapsed_s * 1000, 1),
+            "tenant": self._call.tenant,
+        }
         if failure is not None and failure.code == grpc.StatusCode.INTERNAL:
             log.error("rpc failed", extra=extra, exc_info=error)
         else:

@@ -153,7 +153,8 @@ def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHea
 def tensor_to_bytes(values: torch.Tensor, dtype: torch.dtype) -> bytes:
     """Numbers as little-endian bytes in C order; what is finite stays finite (fp16 ends at 65504)."""
     limit = torch.finfo(dtype).max
-    cast = values.detach().clamp(-limit, limit).to(dtype).contiguous()
+    # Clamped in float32: bf16 would round fp16's limit up to 65536, and fp16 cannot hold bf16's limit.
+    cast = values.detach().to(torch.float32).clamp(-limit, limit).to(dtype).contiguous()
     return cast.view(torch.int16).numpy().tobytes()
 
 
@@ -162,6 +163,11 @@ def parse_key(text: str) -> bytes | None:
     if len(text) != 2 * KEY_BYTES or not set(text) <= set("0123456789abcdef"):
         return None
     return bytes.fromhex(text)
+
+
+def codec_name(dtype: torch.dtype) -> str:
+    """`fp16` or `bf16`."""
+    return next(name for name, known in CODECS.items() if known == dtype)
 
 
 def _codec_number(dtype: torch.dtype) -> int:

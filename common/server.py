@@ -16,7 +16,7 @@ from splitsam.common.auth import Authenticator
 from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.logs import configure_logs
 from splitsam.common.metrics import Metrics
-from splitsam.common.settings import ServiceSettings
+from splitsam.common.settings import ServiceSettings, SettingsProblem
 
 log = logging.getLogger("splitsam.server")
 
@@ -57,10 +57,8 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         await checks.set(name, _NOT_SERVING)
     if settings.reflection:
         reflection.enable_server_reflection((service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    port = _listen(settings, server, metrics)
     await server.start()
-    if settings.metrics_port:
-        metrics.serve(settings.host, settings.metrics_port)
     log.info("listening", extra={"address": f"{settings.host}:{port}", "service": service.full_name})
     try:
         if await _until_open(service, stop):
@@ -80,17 +78,37 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         log.info("stopped", extra={"service": service.full_name})
 
 
+def _listen(settings: ServiceSettings, server: grpc.aio.Server, metrics: Metrics) -> int:
+    """Bind the ports; the gRPC one is returned.
+
+    Raises:
+        SettingsProblem: a port is taken, or the host is not this machine's.
+    """
+    address = f"{settings.host}:{settings.port}"
+    try:
+        port = int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise SettingsProblem(f"port: cannot listen on {address}: {error}") from error
+    try:
+        if settings.metrics_port:
+            metrics.serve(settings.host, settings.metrics_port)
+    except OSError as error:
+        raise SettingsProblem(f"metrics_port: cannot listen on port {settings.metrics_port}: {error}") from error
+    return port
+
+
 async def _until_open(service: Service, stop: asyncio.Event) -> bool:
     """Open the service; False when a stop was asked for first."""
     opening = asyncio.ensure_future(service.open())
     stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not opening.done():
+    try:
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            await opening
+        return opening.done()
+    finally:
+        stopping.cancel()
         opening.cancel()
-        return False
-    await opening
-    return True
 
 
 def prepare_process(settings: ServiceSettings) -> None:

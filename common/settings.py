@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from redis.connection import parse_url
 
 from splitsam.common.keys import KeyRing
 
@@ -57,10 +58,21 @@ class ServiceSettings(BaseSettings):
     max_points_per_prompt: int = Field(64, ge=1, le=1024, description="Points of one prompt")
     max_reply_bytes: int = Field(4 * 2**20, ge=2**16, le=2**30, description="Bytes of one unary reply")
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_reads_the_url(cls, url: str) -> str:
+        try:
+            parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise ValueError("not a redis://, rediss:// or unix:// URL; a password is percent-encoded") from None
+        return url
+
     @model_validator(mode="after")
     def _tenants_need_a_secret(self) -> Self:
         if self.tokens_file is not None and self.secret_file is None:
             raise ValueError("tokens_file needs secret_file: with tenants, keys must not be guessable")
+        if self.previous_secret_file is not None and self.secret_file is None:
+            raise ValueError("previous_secret_file needs secret_file: it would become the current secret")
         return self
 
     @classmethod
@@ -81,7 +93,9 @@ class ServiceSettings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "settings"
-            raise SettingsProblem(f"{name}: {first['msg']} (got {first.get('input')!r})") from error
+            # What was given for the URL, or for all settings together, may hold a password.
+            given = "" if name in ("redis_url", "settings") else f" (got {first['input']!r})"
+            raise SettingsProblem(f"{name}: {first['msg']}{given}") from None
         except SettingsError as error:
             raise SettingsProblem(str(error)) from error
 
@@ -101,6 +115,6 @@ class ServiceSettings(BaseSettings):
         """All settings in JSON's types, a password in the Redis URL left out."""
         values = self.model_dump(mode="json")
         head, at, tail = self.redis_url.rpartition("@")
-        if at:
-            values["redis_url"] = f"{head.partition('://')[0]}://***@{tail}"
+        place = tail.partition("?")[0]  # a query may hold a password too
+        values["redis_url"] = f"{head.partition('://')[0]}://***@{place}" if at else place
         return values

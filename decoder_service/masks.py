@@ -113,8 +113,9 @@ def stability_scores(logits: Tensor, threshold: float) -> Tensor:
     Source: `calculate_stability_score` of segment_anything, which overflows int16 in rows of more than 32,767 pixels
     and gives NaN for an empty mask; here it is 0.
     """
-    inner = torch.count_nonzero(logits > threshold + STABILITY_OFFSET, dim=(-2, -1))
-    outer = torch.count_nonzero(logits > threshold - STABILITY_OFFSET, dim=(-2, -1))
+    # Counted mask by mask: on a CPU a reduction over dimensions of bools takes four times as long.
+    inner = torch.stack([torch.count_nonzero(mask > threshold + STABILITY_OFFSET) for mask in logits])
+    outer = torch.stack([torch.count_nonzero(mask > threshold - STABILITY_OFFSET) for mask in logits])
     return inner.double() / outer.clamp(min=1)
 
 

@@ -14,6 +14,8 @@ from splitsam.common.metrics import Metrics
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key
 from splitsam.decoder_service.prompts import FloatArray
 
+_FP16_MAX = torch.finfo(torch.float16).max
+
 
 class RefinementStore:
     """Keeps logits in Redis for every replica, and in memory for this one.
@@ -49,7 +51,7 @@ class RefinementStore:
         address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
         header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
         await self._cache.put(header, logits[None], ttl_s=self._ttl_s, wait_s=self._wait_s)
-        self._remember(address, logits.to(torch.float16))
+        self._remember(address, logits.to(torch.float16, copy=True))  # a view would keep the whole batch alive
         return address.key.hex()
 
     async def load(self, tenant: str, embedding_key: bytes, token: str) -> FloatArray:

@@ -34,6 +34,8 @@ class DecoderService:
         self._metrics = metrics
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
+        on_gpu = self._device.type == "cuda"
+        self._batch_prompts = settings.max_batch_prompts if on_gpu else settings.cpu_batch_prompts
         self._servicer = DecoderServicer(settings)
         self._batcher: Batcher[ImageJob, list[PromptLogits]] | None = None
         self._predictor: Predictor | None = None
@@ -50,11 +52,10 @@ class DecoderService:
     async def open(self) -> None:
         settings = self._settings
         model, info = await asyncio.to_thread(self._load)
-        batch_prompts = settings.max_batch_prompts if self._device.type == "cuda" else settings.cpu_batch_prompts
         self._batcher = Batcher(
             model.decode,
             name="decoder",
-            max_weight=batch_prompts,
+            max_weight=self._batch_prompts,
             max_wait_ms=settings.max_wait_ms,
             max_queue=settings.max_queue,
             metrics=self._metrics,
@@ -84,7 +85,7 @@ class DecoderService:
             self._batcher,
             embeddings,
             refinements,
-            batch_prompts=batch_prompts,
+            batch_prompts=self._batch_prompts,
             format_threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
             metrics=self._metrics,
@@ -106,7 +107,8 @@ class DecoderService:
             sha256=settings.sha256,
             cache_dir=settings.cache_dir,
         )
-        model = DecoderModel(loaded.sam, self._device, settings.precision, settings.prompts_per_forward)
+        per_forward = min(settings.prompts_per_forward, self._batch_prompts)
+        model = DecoderModel(loaded.sam, self._device, settings.precision, per_forward)
         model.decode([_warm_up_job()])
         info = ModelInfo(
             name=loaded.name,
@@ -114,6 +116,7 @@ class DecoderService:
             demonstration=loaded.demonstration,
             precision=settings.precision,
             device=describe_device(self._device),
+            notes=loaded.notes,
         )
         return model, info
 

@@ -15,10 +15,10 @@ MAX_JPEG_SCANS = 100
 MAX_PARTS = 100_000
 _EXIF_PREFIX = b"Exif\0\0"
 _ORIENTATION_TAG, _SHORT, _LONG = 0x0112, 3, 4
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
+# A segment's marker: not padding (FF), an escape (00) or a marker that stands alone (01, D0 to D8).
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _JPEG_START_OF_SCAN, _JPEG_APP1 = 0xDA, 0xE1
 _JPEG_METADATA = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
-_JPEG_STANDALONE = frozenset(range(0xD0, 0xD9)) | {0x01}
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
 
@@ -72,9 +72,6 @@ def strip_jpeg(data: bytes) -> tuple[bytes, int]:
     position = 2
     while (match := _JPEG_MARKER.search(data, position)) and len(kept) < MAX_PARTS:
         start, marker = match.start(), match[1][0]
-        if marker in _JPEG_STANDALONE:
-            position = start + 2
-            continue
         if marker == _JPEG_START_OF_SCAN:
             # In the data of a scan 0xFF is always escaped, so this counts scans (and those of an appended picture).
             if data.count(b"\xff\xda", start) > MAX_JPEG_SCANS:

@@ -12,7 +12,6 @@ from splitsam.common.errors import InternalError
 from splitsam.encoder_service.preprocess import PreparedImage
 
 Precision = Literal["fp32", "bf16"]
-CUDA_BATCH_SIZES = (1, 4, 16)
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -25,7 +24,7 @@ class EncoderModel:
         pixel_std: likewise.
         precision: what weights and activations are; the images are normalised in fp32 either way.
         batch_sizes: a batch is filled up to the next of these with empty images, and split beyond the largest; none
-            runs every batch as it comes. By default `CUDA_BATCH_SIZES` on CUDA, none on the CPU.
+            runs every batch as it comes.
     """
 
     def __init__(
@@ -36,13 +35,11 @@ class EncoderModel:
         *,
         precision: Precision = "fp32",
         device: torch.device | str = "cpu",
-        batch_sizes: Sequence[int] | None = None,
+        batch_sizes: Sequence[int] = (),
     ):
         self.device = torch.device(device)
         self.precision = precision
         self.dtype = _DTYPES[precision]
-        if batch_sizes is None:
-            batch_sizes = CUDA_BATCH_SIZES if self.device.type == "cuda" else ()
         self.batch_sizes = tuple(sorted(batch_sizes))
         self.image_encoder = image_encoder.to(self.device, self.dtype).eval().requires_grad_(False)
         self._mean = pixel_mean.to(self.device, torch.float32)
@@ -79,7 +76,10 @@ class EncoderModel:
         size = next((size for size in self.batch_sizes if size >= len(images)), len(images))
         embeddings = self._run(self._normalise(images, size))[: len(images)]
         finite = embeddings.isfinite().flatten(1).all(dim=1)
-        return embeddings.cpu(), finite.tolist()
+        on_cpu = torch.empty(embeddings.shape, pin_memory=self.device.type == "cuda")
+        on_cpu.copy_(embeddings, non_blocking=True)
+        # Reading the flags waits for everything before it on the stream, that copy included.
+        return on_cpu, finite.tolist()
 
     def _normalise(self, images: Sequence[PreparedImage], size: int) -> torch.Tensor:
         """[size, 3, 1024, 1024] float32 on the device: normalised, then zeros right of and below, as Sam.preprocess."""

@@ -49,7 +49,7 @@ class EncoderService:
         self._batcher = Batcher(
             model.encode,
             name="encoder",
-            max_weight=self._settings.max_batch if on_gpu else 1,
+            max_weight=max(self._settings.batch_sizes) if on_gpu else 1,
             max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
             max_queue=self._settings.max_queue,
             metrics=self._metrics,
@@ -76,7 +76,12 @@ class EncoderService:
         )
         sam = loaded.sam
         model = EncoderModel(
-            sam.image_encoder, sam.pixel_mean, sam.pixel_std, precision=settings.precision, device=self._device
+            sam.image_encoder,
+            sam.pixel_mean,
+            sam.pixel_std,
+            precision=settings.precision,
+            device=self._device,
+            batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
         )
         model.warm_up()
         info = ModelInfo(
@@ -85,6 +90,7 @@ class EncoderService:
             demonstration=loaded.demonstration,
             precision=settings.precision,
             device=describe_device(self._device),
+            notes=loaded.notes,
             codec=settings.codec,
             preprocess_version=PREPROCESS_VERSION,
         )

@@ -1,9 +1,9 @@
 """What a deployment may set on the encoder service."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import Field, PositiveInt, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from splitsam.common.settings import Port, ServiceSettings
 
@@ -16,10 +16,17 @@ class EncoderSettings(ServiceSettings):
     port: Port = Field(50051, description="gRPC port; 0 picks a free one")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Numbers the image encoder computes in")
     codec: Literal["fp16", "bf16"] = Field("fp16", description="Numbers an embedding is stored in")
-    max_batch: int = Field(16, ge=1, le=256, description="Images in one batch on a GPU; a CPU takes one at a time")
+    batch_sizes: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
+        (1, 4, 16), min_length=1, description="Batches on a GPU are filled up to one of these; a CPU takes one image"
+    )
     max_wait_ms: float = Field(2.0, ge=0, le=1000, description="How long an idle GPU holds an unfilled batch back")
     decode_threads: int = Field(2, ge=1, le=256, description="Threads that decode and resize images")
     stream_window: int = Field(8, ge=1, le=256, description="Images of one EncodeImages stream in work at once")
     embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
     encode_timeout_ms: int = Field(60_000, ge=100, le=600_000, description="Longest wait for a place in a batch")
     claim_wait_ms: int = Field(5_000, ge=0, le=60_000, description="Longest wait for another replica's encode")
+
+    @field_validator("batch_sizes", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value

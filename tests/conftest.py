@@ -1,1 +1,40 @@
 """Its presence puts this folder on the import path, so that tests of every kind share its helpers."""
+
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+from redis_process import RedisProcess
+
+from splitsam.common.metrics import Metrics
+
+# No test fails for being slow on a busy machine.
+hypothesis.settings.register_profile("splitsam", deadline=None)
+hypothesis.settings.load_profile("splitsam")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """One Redis for all tests that leave it running; they keep apart by their keys."""
+    server = RedisProcess(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisProcess]]:
+    """Starts a Redis of the test's own, to be paused, killed or filled; options as of redis-server."""
+    started: list[RedisProcess] = []
+
+    def start(*options: str) -> RedisProcess:
+        started.append(RedisProcess(tmp_path_factory.mktemp("redis"), options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()

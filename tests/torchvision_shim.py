@@ -1,4 +1,4 @@
-"""Importing this makes `segment_anything.predictor` and `.utils.transforms` importable where no torchvision is installed.
+"""Importing this lets `segment_anything.predictor` and `.utils.transforms` be imported where there is no torchvision.
 
 They use two functions of it, on PIL images. These follow torchvision's own PIL code path, which calls Pillow in turn:
 https://github.com/pytorch/vision/blob/main/torchvision/transforms/_functional_pil.py. A torchvision that is installed

@@ -39,7 +39,7 @@ def boxed(x0, y0, x1, y1):
 
 
 def test_request_becomes_dataclasses():
-    logits = np.arange(65536, dtype="<f2") % 7 - 3
+    logits = (np.arange(65536) % 7 - 3).astype("<f2")
     message = request(
         pb.Prompt(points=[point(3, 4), point(5, 6, pb.POINT_LABEL_BACKGROUND)], refinement_token="t"),
         pb.Prompt(box=pb.Box(x0=1, y0=2, x1=3, y1=4), low_res_logits=logits.tobytes()),

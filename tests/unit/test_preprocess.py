@@ -1,4 +1,4 @@
-"""Image bytes to encoder pixels: the same as segment_anything's, for every format, mode and orientation; the rest refused."""
+"""Image bytes to encoder pixels: as segment_anything for every format, mode and orientation; the rest refused."""
 
 import random
 import struct
@@ -182,6 +182,7 @@ def scans_bomb() -> bytes:
 
 
 WEBP_HUGE = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x3f\0" * 2
+WEBP_FLAT = b"RIFF\x16\0\0\0WEBPVP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a\x05\0\0\0"
 BAD_IMAGES = {
     "empty": (b"", "is empty"),
     "text": (b"hello", "is not one of JPEG, PNG, WEBP"),
@@ -190,7 +191,8 @@ BAD_IMAGES = {
     "too many bytes": (bytes(2**25 + 1), "has 33554433 bytes, at most 33554432"),
     "png header of 20000 x 20000": (png_header(20_000, 20_000) + png_chunk(b"IDAT", b""), "at most 64000000 in all"),
     "png header of 100 Mpx": (png_header(10_000, 10_000) + png_chunk(b"IDAT", b""), "is 10000 x 10000 pixels"),
-    "png without width": (png_header(0, 5) + png_chunk(b"IDAT", b""), "at least 1 x 1"),
+    "png without width": (png_header(0, 5) + png_chunk(b"IDAT", b""), "cannot be decoded as PNG"),
+    "webp without height": (WEBP_FLAT, "is 5 x 0 pixels, at least 1 x 1 is needed"),
     "png without data": (png_header(5, 5), "cannot be decoded as PNG"),
     "png signature alone": (png_header(5, 5)[:8], "cannot be decoded as PNG"),
     "png cut short": (encoded(picture(50, 50))[:-900], "cannot be decoded as PNG"),

@@ -1,0 +1,120 @@
+"""One deployment for all end-to-end tests: a real Redis, both services as processes, two tenants, random weights."""
+
+import pytest
+import torch
+from e2e_support import Caller, draw, image_file
+from safetensors.torch import save_file
+
+from splitsam.client import Client
+from splitsam.client.stack import Stack, StackSettings
+from splitsam.common.architectures import ARCHITECTURES, build_sam
+from splitsam.v1 import encoder_pb2
+
+TOKENS = {"alpha": "alpha-token-0123456789", "beta": "beta-token-9876543210"}
+
+
+def _write_weights(path, seed):
+    """A vit_t with seeded weights, positions and biases included, whose masks are less noisy and logits larger."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sam = build_sam(ARCHITECTURES["vit_t"]).requires_grad_(False)
+        for parameter in sam.parameters():
+            if parameter.dim() == 1 or not parameter.any():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    for upscaling in (sam.mask_decoder.output_upscaling[0], sam.mask_decoder.output_upscaling[3]):
+        upscaling.weight.lerp_(upscaling.weight.mean((2, 3), keepdim=True), 0.8)
+    for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+        mlp.layers[-1].weight.mul_(20)
+        mlp.layers[-1].bias.mul_(20)
+    save_file(sam.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    return _write_weights(tmp_path_factory.mktemp("weights") / "random.safetensors", seed=1)
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory):
+    return _write_weights(tmp_path_factory.mktemp("weights") / "other.safetensors", seed=3)
+
+
+@pytest.fixture(scope="session")
+def tenant_args(tmp_path_factory):
+    """What makes a service tell tenants apart; the secret comes with the stack."""
+    path = tmp_path_factory.mktemp("tokens") / "tokens"
+    path.write_text("".join(f"{tenant} {token}\n" for tenant, token in TOKENS.items()))
+    return "--tokens-file", str(path)
+
+
+@pytest.fixture(scope="session")
+def service_args(weights, tenant_args):
+    return "--checkpoint", str(weights), *tenant_args
+
+
+@pytest.fixture(scope="session")
+def stack(service_args, tmp_path_factory):
+    # On a busy machine an encode may take longer than the default wait for another replica's.
+    settings = StackSettings(
+        encoder_args=(*service_args, "--claim-wait-ms", "60000"),
+        decoder_args=service_args,
+        run_folder=tmp_path_factory.mktemp("stack"),
+        stop_timeout_s=30.0,
+    )
+    with Stack(settings.on_free_ports()) as running:
+        yield running
+
+
+def _caller(stack, tenant):
+    caller = Caller(stack.encoder, stack.decoder, TOKENS[tenant], tenant)
+    yield caller
+    caller.close()
+
+
+@pytest.fixture(scope="session")
+def alpha(stack):
+    yield from _caller(stack, "alpha")
+
+
+@pytest.fixture(scope="session")
+def beta(stack):
+    yield from _caller(stack, "beta")
+
+
+@pytest.fixture(scope="session")
+def client(stack):
+    with Client(
+        stack.encoder, stack.decoder, token=TOKENS["alpha"], encode_timeout_s=60, predict_timeout_s=60
+    ) as open_:
+        yield open_
+
+
+@pytest.fixture(scope="session")
+def model_id(alpha):
+    return alpha.encoder.GetModelInfo(encoder_pb2.EncoderServiceGetModelInfoRequest(), **alpha.options()).model.model_id
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """A PNG of 320 x 240 pixels."""
+    return image_file(draw(1))
+
+
+@pytest.fixture(scope="session")
+def encoded(alpha, photo):
+    """What the tenant alpha was told of `photo`."""
+    return alpha.encode(photo)
+
+
+@pytest.fixture(scope="session")
+def key(encoded):
+    return encoded.embedding.embedding_key
+
+
+@pytest.fixture(autouse=True)
+def _services_stay_alive(stack):
+    """Whatever a test does to them, the processes that all tests share go on."""
+    yield
+    for child in stack.children.values():
+        child.check_alive("running a test")

@@ -1,0 +1,320 @@
+"""Records in a real Redis: found, renewed, verified, and what callers see when Redis is slow, full, gone or back."""
+
+import asyncio
+import dataclasses
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from redis_process import RedisProcess, wait_until
+
+from splitsam.common import cache as cache_module
+from splitsam.common.cache import RecordCache
+from splitsam.common.errors import CacheUnavailable
+from splitsam.common.keys import Address
+from splitsam.common.metrics import Metrics
+from splitsam.common.records import EMBEDDING, HEADER_BYTES, LOGITS, SHAPES, RecordHeader, Size, pack_record
+
+# Longer than any test runs, and short enough to wait for where Redis is paused.
+PATIENT_MS, HASTY_MS = 30_000, 100
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    times = SimpleNamespace(monotonic=clock.monotonic, perf_counter=time.perf_counter)
+    monkeypatch.setattr(cache_module, "time", times)
+    return clock
+
+
+@pytest.fixture
+async def connect(metrics: Metrics) -> AsyncIterator[Callable[..., RecordCache]]:
+    """Makes a cache on a Redis; closed when the test ends."""
+    caches: list[RecordCache] = []
+
+    def make(server: RedisProcess, timeout_ms: int = PATIENT_MS, connections: int = 4) -> RecordCache:
+        caches.append(RecordCache(server.url, timeout_ms=timeout_ms, connections=connections, metrics=metrics))
+        return caches[-1]
+
+    yield make
+    for cache in caches:
+        await cache.close()
+
+
+@pytest.fixture
+def cache(connect: Callable[..., RecordCache], redis_server: RedisProcess) -> RecordCache:
+    return connect(redis_server)
+
+
+def new_header(kind: bytes = LOGITS, dtype: torch.dtype = torch.float16) -> RecordHeader:
+    """Of a record that no other test has."""
+    return RecordHeader(
+        kind=kind,
+        address=Address(os.urandom(16), os.urandom(32)),
+        model_id="0f" * 32,
+        dtype=dtype,
+        shape=SHAPES[kind],
+        image_size=Size(640, 480),
+        input_size=Size(1024, 768),
+        orientation=0,
+    )
+
+
+def values(kind: bytes = LOGITS, seed: int = 1) -> torch.Tensor:
+    return torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(seed))
+
+
+def name(header: RecordHeader) -> str:
+    return header.address.redis_name(cache_module.KIND_NAMES[header.kind])
+
+
+async def put(cache: RecordCache, header: RecordHeader, numbers: torch.Tensor | None = None, ttl_s: int = 60) -> None:
+    await cache.put(header, values(header.kind) if numbers is None else numbers, ttl_s=ttl_s, wait_s=60)
+
+
+async def get(cache: RecordCache, *headers: RecordHeader, ttl_s: int = 60, wait_s: float = 60):
+    addresses = [header.address for header in headers]
+    return await cache.get(headers[0].kind, addresses, ttl_s=ttl_s, wait_s=wait_s)
+
+
+async def peek(cache: RecordCache, *headers: RecordHeader, ttl_s: int = 60):
+    return await cache.peek(headers[0].kind, [header.address for header in headers], ttl_s=ttl_s, wait_s=60)
+
+
+def lookups(metrics: Metrics, result: str, kind: str = "logits") -> float:
+    labels = {"kind": kind, "tier": "redis", "result": result}
+    return metrics.registry.get_sample_value("splitsam_cache_lookups_total", labels) or 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+async def test_what_was_put_is_got(cache: RecordCache, metrics: Metrics, dtype: torch.dtype):
+    header = new_header(EMBEDDING, dtype)
+    await put(cache, header)
+    read, numbers = await get(cache, header)
+    assert read == header
+    assert torch.equal(numbers, values(EMBEDDING).to(dtype))
+    assert lookups(metrics, "hit", "embedding") == 1
+
+
+async def test_a_peek_sends_the_header_and_not_the_payload(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess]
+):
+    server = start_redis()
+    cache, header = connect(server), new_header(EMBEDDING)
+    await put(cache, header)
+    with server.client() as redis:
+        before = redis.info("stats")["total_net_output_bytes"]
+        assert await peek(cache, header) == header
+        assert redis.info("stats")["total_net_output_bytes"] - before < header.payload_bytes / 10
+
+
+async def test_an_unknown_record_is_a_miss(cache: RecordCache, metrics: Metrics):
+    header = new_header()
+    assert await get(cache, header) is None
+    assert await peek(cache, header) is None
+    assert (lookups(metrics, "miss"), lookups(metrics, "hit")) == (2, 0)
+
+
+@pytest.mark.parametrize("read", [get, peek])
+async def test_a_read_renews_the_time_to_live(cache: RecordCache, redis_server: RedisProcess, read):
+    header = new_header()
+    await put(cache, header, ttl_s=60)
+    with redis_server.client() as redis:
+        assert 0 < redis.ttl(name(header)) <= 60
+        assert await read(cache, header, ttl_s=5000) is not None
+        assert 60 < redis.ttl(name(header)) <= 5000
+
+
+@pytest.mark.parametrize("read", [get, peek])
+async def test_a_record_is_found_at_its_second_address(cache: RecordCache, read):
+    old = new_header()
+    await put(cache, old)
+    assert await read(cache, new_header(), old) is not None
+
+
+@pytest.mark.parametrize("read", [get, peek])
+@pytest.mark.parametrize(
+    "damage", [b"", b"\0" * 200, b"x" * (HEADER_BYTES - 1)], ids=["flipped header", "overwritten", "too short"]
+)
+async def test_a_damaged_value_is_a_miss_deleted_and_counted(
+    cache: RecordCache, metrics: Metrics, redis_server: RedisProcess, read, damage: bytes
+):
+    header = new_header()
+    good = pack_record(header, values())
+    with redis_server.client() as redis:
+        redis.set(name(header), damage or good[:20] + bytes([good[20] ^ 1]) + good[21:])
+        assert await read(cache, header) is None
+        assert redis.exists(name(header)) == 0
+    assert (lookups(metrics, "bad"), lookups(metrics, "miss")) == (1, 1)
+
+
+async def test_a_damaged_payload_is_a_miss_deleted_and_counted(
+    cache: RecordCache, metrics: Metrics, redis_server: RedisProcess
+):
+    header = new_header()
+    await put(cache, header)
+    with redis_server.client() as redis:
+        redis.setrange(name(header), HEADER_BYTES + 100, b"damage")
+        assert await get(cache, header) is None
+        assert redis.exists(name(header)) == 0
+    assert lookups(metrics, "bad") == 1
+
+
+@pytest.mark.parametrize("read", [get, peek])
+async def test_a_record_copied_to_another_tenants_address_is_not_read(
+    cache: RecordCache, redis_server: RedisProcess, read
+):
+    own = new_header()
+    foreign = dataclasses.replace(own, address=Address(os.urandom(16), own.address.key))
+    await put(cache, own)
+    with redis_server.client() as redis:
+        redis.copy(name(own), name(foreign))
+    assert await read(cache, foreign) is None
+    assert await read(cache, own) is not None
+
+
+async def test_a_claim_is_held_by_one_replica_until_released(
+    connect: Callable[..., RecordCache], redis_server: RedisProcess
+):
+    first, second, address = connect(redis_server), connect(redis_server), new_header().address
+    assert await first.claim(address, ttl_ms=60_000)
+    assert not await second.claim(address, ttl_ms=60_000)
+    await first.release(address)
+    assert await second.claim(address, ttl_ms=60_000)
+
+
+async def test_a_claim_lapses_by_itself(cache: RecordCache, redis_server: RedisProcess):
+    address = new_header().address
+    await cache.claim(address, ttl_ms=60_000)
+    with redis_server.client() as redis:
+        assert 0 < redis.pttl(address.redis_name("claim")) <= 60_000
+
+
+async def test_a_paused_redis_is_unavailable_and_then_not_asked_for_a_second(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess], clock: Clock, metrics: Metrics
+):
+    server = start_redis()
+    cache, header = connect(server, HASTY_MS), new_header()
+    await put(cache, header)
+    server.pause()
+    with pytest.raises(CacheUnavailable) as caught:
+        await get(cache, header)
+    assert caught.value.retry_delay_s
+    server.resume()
+    with pytest.raises(CacheUnavailable):  # it would answer now; the breaker asks nobody
+        await get(cache, header)
+    with pytest.raises(CacheUnavailable):
+        await cache.ping()
+    assert lookups(metrics, "unavailable") == 2
+    clock.now_s += 1.0
+    assert await get(cache, header) is not None
+
+
+async def test_a_redis_that_refuses_connections_is_unavailable(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess], clock: Clock
+):
+    server = start_redis()
+    cache, header = connect(server), new_header()
+    server.kill()
+    for operation in (cache.ping(), put(cache, header), get(cache, header), peek(cache, header)):
+        with pytest.raises(CacheUnavailable):
+            await operation
+        clock.now_s += 1.0
+    for operation in (cache.claim(header.address, ttl_ms=1000), cache.release(header.address)):
+        with pytest.raises(CacheUnavailable):
+            await operation
+    server.start()
+
+
+async def test_a_redis_that_was_killed_and_came_back_empty_serves_again(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess], clock: Clock
+):
+    server = start_redis()
+    cache, header = connect(server, connections=2), new_header()
+    await put(cache, header)
+    await asyncio.gather(get(cache, header), get(cache, header))  # every connection of the pool is in use once
+    server.kill()
+    with pytest.raises(CacheUnavailable):
+        await get(cache, header)
+    server.start()
+    clock.now_s += 1.0
+    assert await get(cache, header) is None
+    await put(cache, header)
+    assert await get(cache, header) is not None
+
+
+async def test_a_restart_between_two_calls_is_not_noticed(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess]
+):
+    server = start_redis()
+    cache, header = connect(server), new_header()
+    await put(cache, header)
+    server.kill()
+    server.start()
+    assert await get(cache, header) is None
+
+
+async def test_a_cancelled_caller_never_leaves_its_reply_to_the_next(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess]
+):
+    server = start_redis()
+    cache, first, second = connect(server, connections=1), new_header(EMBEDDING), new_header(EMBEDDING)
+    await put(cache, first, values(EMBEDDING, seed=1))
+    await put(cache, second, values(EMBEDDING, seed=2))
+    for _ in range(3):
+        server.pause()
+        task = asyncio.create_task(get(cache, first))
+        await asyncio.to_thread(wait_until, server.holds_unread_bytes)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.resume()
+        header, numbers = await get(cache, second)
+        assert header == second
+        assert torch.equal(numbers, values(EMBEDDING, seed=2).half())
+
+
+async def test_a_caller_in_a_hurry_does_not_make_others_do_without(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess]
+):
+    server = start_redis()
+    cache, header = connect(server), new_header()
+    await put(cache, header)
+    server.pause()
+    with pytest.raises(CacheUnavailable):
+        await get(cache, header, wait_s=0.01)
+    server.resume()
+    assert await get(cache, header) is not None
+
+
+async def test_a_full_redis_refuses_to_store_and_still_answers(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess]
+):
+    server = start_redis("--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
+    cache, headers = connect(server), [new_header() for _ in range(32)]
+    outcomes = await asyncio.gather(*(put(cache, header) for header in headers), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {type(None), CacheUnavailable}
+    for header, outcome in zip(headers, outcomes, strict=True):
+        assert (await get(cache, header) is None) == isinstance(outcome, CacheUnavailable)
+
+
+async def test_a_closed_cache_leaves_no_connection_open(start_redis: Callable[..., RedisProcess], metrics: Metrics):
+    server = start_redis()
+    cache = RecordCache(server.url, timeout_ms=PATIENT_MS, connections=2, metrics=metrics)
+    await asyncio.gather(cache.ping(), cache.ping())
+    await cache.close()
+    with server.client() as redis:
+        wait_until(lambda: len(redis.client_list()) == 1)

@@ -1,0 +1,280 @@
+"""What surrounds every RPC, seen by a client: identity, request id, readiness, and errors it can act on."""
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+from probe_service import SERVICE, Probe, Running, running
+
+from splitsam.common import errors
+from splitsam.common.errors import InvalidArgument, QueueFull, ServiceError
+from splitsam.common.metrics import Metrics
+from splitsam.v1 import encoder_pb2 as pb
+
+CLASSES = [kind for kind in ServiceError.__subclasses__() if kind is not InvalidArgument]
+METHODS = ["EncodeImage", "DownloadEmbedding", "EncodeImages"]
+TOKENS = {"acme": "acme-token-0123456789", "globex": "globex-token-01234567"}
+
+
+@pytest.fixture
+async def probe() -> Probe:
+    return Probe()
+
+
+@pytest.fixture
+async def server(probe: Probe, metrics: Metrics) -> AsyncIterator[Running]:
+    async with running(probe, metrics) as server:
+        yield server
+
+
+@pytest.fixture
+def tenants(tmp_path: Path) -> list[str]:
+    """Flags of a server that asks for tokens."""
+    (tmp_path / "tokens").write_text("".join(f"{tenant} {token}\n" for tenant, token in TOKENS.items()))
+    (tmp_path / "secret").write_text("0123456789abcdef")
+    return ["--tokens-file", str(tmp_path / "tokens"), "--secret-file", str(tmp_path / "secret"), "--reflection"]
+
+
+def call(server: Running, method: str, text: str = "", metadata: dict[str, str] | None = None):
+    pairs = tuple((metadata or {}).items())
+    if method == "EncodeImage":
+        return server.stub.EncodeImage(pb.EncodeImageRequest(image=text.encode()), metadata=pairs)
+    if method == "DownloadEmbedding":
+        return server.stub.DownloadEmbedding(pb.DownloadEmbeddingRequest(embedding_key=text), metadata=pairs)
+    requests = iter([pb.EncodeImagesRequest(request_id=1, image=text.encode())])
+    return server.stub.EncodeImages(requests, metadata=pairs)
+
+
+async def replies(rpc) -> list[object]:
+    return [reply async for reply in rpc] if hasattr(rpc, "__aiter__") else [await rpc]
+
+
+async def failure(rpc) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await replies(rpc)
+    return caught.value
+
+
+def details(error: grpc.aio.AioRpcError) -> dict[str, object]:
+    """The rich status's messages by name."""
+    status = rpc_status.from_call(error)
+    found = {}
+    for packed in status.details:
+        message = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
+        assert packed.Unpack(message)
+        found[packed.TypeName().rpartition(".")[2]] = message
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    return found
+
+
+def counted(metrics: Metrics, method: str, code: str) -> float:
+    labels = {"method": method, "code": code}
+    return metrics.registry.get_sample_value("splitsam_requests_total", labels) or 0.0
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+async def test_an_error_reaches_the_client_with_its_code_and_reason(server: Running, probe: Probe, kind):
+    probe.failures["fail"] = kind("what to do", metadata={"limit": "3"})
+    error = await failure(call(server, "EncodeImage", "fail", {"x-request-id": "id-1"}))
+    assert (error.code(), error.details()) == (kind.code, "what to do")
+    assert getattr(code_pb2, kind.code.name) == kind.code.value[0]
+    found = details(error)
+    assert found.keys() == {"ErrorInfo"}
+    assert (found["ErrorInfo"].reason, found["ErrorInfo"].domain) == (kind.reason, "splitsam.v1")
+    assert dict(found["ErrorInfo"].metadata) == {"limit": "3", "request_id": "id-1"}
+    assert "grpc-retry-pushback-ms" not in dict(error.trailing_metadata())
+
+
+def test_every_kind_of_error_has_a_reason_of_its_own():
+    reasons = [kind.reason for kind in ServiceError.__subclasses__()]
+    assert len(set(reasons)) == len(reasons)
+    assert all(reason == reason.upper() for reason in reasons)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_an_error_with_a_delay_says_when_to_retry(server: Running, probe: Probe, metrics: Metrics, method: str):
+    probe.failures["fail"] = QueueFull("too many wait", retry_delay_s=1.5)
+    error = await failure(call(server, method, "fail"))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details(error)["RetryInfo"].retry_delay.ToMilliseconds() == 1500
+    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "1500"
+    assert counted(metrics, method, "RESOURCE_EXHAUSTED") == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_bad_argument_names_its_field_by_path(server: Running, probe: Probe, method: str):
+    probe.failures["fail"] = InvalidArgument("points[2].x", "is outside").within("prompts[1]").within("images[0]")
+    error = await failure(call(server, method, "fail"))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    (violation,) = details(error)["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("images[0].prompts[1].points[2].x", "is outside")
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_defect_tells_the_client_nothing_and_the_log_everything(
+    server: Running, probe: Probe, metrics: Metrics, caplog: pytest.LogCaptureFixture, method: str
+):
+    probe.failures["fail"] = ValueError("hunter2")
+    error = await failure(call(server, method, "fail", {"x-request-id": "id-2"}))
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert "hunter2" not in f"{error.details()} {error.trailing_metadata()} {error.debug_error_string()}"
+    assert details(error)["ErrorInfo"].reason == "INTERNAL"
+    (line,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert (line.name, line.request_id) == ("splitsam.rpc", "id-2")
+    assert "hunter2" in str(line.exc_info[1])
+    assert counted(metrics, method, "INTERNAL") == 1
+
+
+async def test_replies_sent_before_a_failure_arrive(server: Running, probe: Probe):
+    probe.failures["fail"] = errors.EmbeddingExpired("gone")
+    stream = call(server, "DownloadEmbedding", "fail")
+    assert (await stream.read()).chunk == b"first"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_the_request_id_comes_back_and_is_on_the_log_line(
+    server: Running, metrics: Metrics, caplog: pytest.LogCaptureFixture, method: str
+):
+    caplog.set_level(logging.INFO, "splitsam.rpc")
+    rpc = call(server, method, metadata={"x-request-id": "id-3"})
+    assert await replies(rpc)
+    assert dict(await rpc.trailing_metadata())["x-request-id"] == "id-3"
+    await server.stop()
+    (line,) = [record for record in caplog.records if record.name == "splitsam.rpc"]
+    assert (line.request_id, line.method, line.code, line.tenant) == ("id-3", method, "OK", "default")
+    assert counted(metrics, method, "OK") == 1
+
+
+async def test_a_call_without_a_request_id_gets_one_and_a_long_one_is_cut(server: Running):
+    unnamed = [call(server, "EncodeImage") for _ in range(2)]
+    given = {dict(await rpc.trailing_metadata())["x-request-id"] for rpc in unnamed}
+    assert len(given) == 2
+    long = call(server, "EncodeImage", metadata={"x-request-id": "x" * 500})
+    assert dict(await long.trailing_metadata())["x-request-id"] == "x" * 64
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("given", [None, "Bearer acme-token-9999999999", TOKENS["acme"]], ids=["no", "unknown", "bare"])
+async def test_a_call_without_a_known_token_is_refused(
+    probe: Probe, metrics: Metrics, tenants: list[str], method: str, given: str | None
+):
+    metadata = {"x-request-id": "id-4"} | ({} if given is None else {"authorization": given})
+    async with running(probe, metrics, *tenants) as server:
+        error = await failure(call(server, method, metadata=metadata))
+    assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert details(error)["ErrorInfo"].reason == "UNAUTHENTICATED"
+    assert dict(error.trailing_metadata())["x-request-id"] == "id-4"
+    assert probe.calls == []
+    assert counted(metrics, method, "UNAUTHENTICATED") == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_known_token_names_the_tenant_in_the_handler(
+    probe: Probe, metrics: Metrics, tenants: list[str], method: str
+):
+    async with running(probe, metrics, *tenants) as server:
+        named = {
+            tenant: {"authorization": f"Bearer {token}", "x-request-id": tenant} for tenant, token in TOKENS.items()
+        }
+        rpcs = [call(server, method, metadata=named[tenant]) for tenant in ("acme", "globex") * 5]
+        await asyncio.gather(*map(replies, rpcs))
+    assert sorted(seen.tenant for seen in probe.calls) == ["acme"] * 5 + ["globex"] * 5
+    assert all(seen.tenant == seen.request_id for seen in probe.calls)
+
+
+async def test_health_needs_no_token_and_reflection_does(probe: Probe, metrics: Metrics, tenants: list[str]):
+    async with running(probe, metrics, *tenants) as server:
+        assert await server.health_of(SERVICE) == "SERVING"
+        reflection = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        error = await failure(reflection.ServerReflectionInfo(iter([question])))
+        assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+        token = (("authorization", f"Bearer {TOKENS['acme']}"),)
+        (answer,) = await replies(reflection.ServerReflectionInfo(iter([question]), metadata=token))
+        assert SERVICE in {service.name for service in answer.list_services_response.service}
+
+
+async def test_a_refusal_does_not_wait_for_the_request(probe: Probe, metrics: Metrics, tenants: list[str]):
+    async with running(probe, metrics, *tenants) as server:
+        silent = server.stub.EncodeImages()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await silent.read()
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_large_request_is_refused_before_it_is_read(probe: Probe, metrics: Metrics, tenants: list[str]):
+    async with running(probe, metrics, *tenants) as server:
+        error = await failure(call(server, "EncodeImage", "x" * 2**24))
+    assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_method_that_does_not_exist_leaves_no_trace_in_the_metrics(
+    probe: Probe, metrics: Metrics, tenants: list[str]
+):
+    async with running(probe, metrics, *tenants) as server:
+        for path in (f"/{SERVICE}/MadeUp", "/made.up.Service/MadeUp"):
+            error = await failure(server.channel.unary_unary(path)(b""))
+            assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    samples = [sample for metric in metrics.registry.collect() for sample in metric.samples]
+    assert not [sample for sample in samples if "MadeUp" in sample.labels.values()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_cancelled_call_is_cancelled_in_the_handler_and_counted(
+    probe: Probe, metrics: Metrics, caplog: pytest.LogCaptureFixture, method: str
+):
+    async with running(probe, metrics) as server:
+        rpc = call(server, method, "wait")
+        answered = asyncio.ensure_future(replies(rpc))
+        await probe.started.wait()
+        rpc.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answered
+        await probe.finished.wait()
+    assert not probe.release.is_set() or counted(metrics, method, "CANCELLED") == 1
+    assert counted(metrics, method, "OK") == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_call_past_its_deadline_is_cancelled_in_the_handler(probe: Probe, metrics: Metrics):
+    async with running(probe, metrics) as server:
+        request = pb.EncodeImageRequest(image=b"wait")
+        error = await failure(server.stub.EncodeImage(request, timeout=0.2))
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await probe.finished.wait()
+    assert counted(metrics, "EncodeImage", "CANCELLED") == 1
+
+
+async def test_a_stream_left_while_it_sends_is_closed_and_counted_once(
+    probe: Probe, metrics: Metrics, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "splitsam.rpc")
+    async with running(probe, metrics) as server:
+        rpc = call(server, "DownloadEmbedding", "flood", {"x-request-id": "id-5"})
+        for _ in range(20):
+            await rpc.read()
+        rpc.cancel()
+        await probe.finished.wait()
+    gc.collect()
+    assert counted(metrics, "DownloadEmbedding", "CANCELLED") == 1
+    (line,) = [record for record in caplog.records if record.name == "splitsam.rpc"]
+    assert (line.code, line.request_id) == ("CANCELLED", "id-5")
+
+
+async def test_two_streams_on_one_channel_do_not_mix(server: Running, probe: Probe):
+    probe.failures["fail"] = errors.EmbeddingExpired("gone")
+    bad, good = call(server, "EncodeImages", "fail"), call(server, "EncodeImages", "fine")
+    error, answers = await asyncio.gather(failure(bad), replies(good))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert len(answers) == 1
