@@ -144,7 +144,10 @@ class _BulkStream:
         return None if response is grpc.aio.EOF else response
 
     async def close(self, idle_timeout_s: float) -> None:
-        await self._call.done_writing()
+        try:
+            await self._call.done_writing()
+        except (grpc.RpcError, asyncio.InvalidStateError) as error:
+            raise await error_of_call(self._call, self._address) from error
         while await self.receive(idle_timeout_s) is not None:
             pass
 
@@ -155,14 +158,24 @@ class _BulkStream:
 
 
 async def error_of_call(call: Any, address: str) -> SplitsamError:
-    """Why a call on which nothing can be written any more has ended."""
-    code = await call.code()
+    """Why a call on which nothing can be written any more has ended.
+
+    When the end meets a write, grpc.aio (1.85) puts an INTERNAL of its own in the place of the server's status, which
+    is lost; what the server wanted is then unknown and asking again is safe.
+    """
+    code, trailing = await call.code(), await call.trailing_metadata()
     if code is grpc.StatusCode.OK:
         return stream_broken(f"{address}: the server ended the stream")
-    failure = grpc.aio.AioRpcError(
-        code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+    if code is grpc.StatusCode.INTERNAL and not trailing:
+        return SplitsamError(
+            f"{address}: the stream ended, and grpc.aio lost the reason",
+            code=grpc.StatusCode.UNAVAILABLE,
+            reason="STREAM_LOST",
+            retry_delay_s=0.0,
+        )
+    return error_from_rpc(
+        grpc.aio.AioRpcError(code, await call.initial_metadata(), trailing, await call.details()), address
     )
-    return error_from_rpc(failure, address)
 
 
 def _load(source: ImageSource) -> tuple[bytes, bytes]:

@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from splitsam.client.aio_transport import AioTransport
-from splitsam.client.bulk import BulkEncode
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
 from splitsam.client.operations import Image, Operations, Prompts
 from splitsam.client.pointer import Pointer
@@ -67,14 +66,11 @@ class AsyncClient:
         """As `Client.predict_batch`."""
         return await self._transport.run(self._operations.predict(images, output, timeout_s))
 
-    async def encode_many(
+    def encode_many(
         self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0
     ) -> AsyncIterator[BulkResult]:
         """As `Client.encode_many`."""
-        idle_timeout_s = self._operations.encode_timeout_s
-        bulk = BulkEncode(images, in_flight, idle_timeout_s, stream_timeout_s, self._operations.retry)
-        async for result in self._transport.results(bulk.steps()):
-            yield result
+        return self._transport.results(self._operations.encode_many(images, in_flight, stream_timeout_s))
 
     async def download_embedding(self, image: Image, *, timeout_s: float | None = None) -> Embedding:
         """As `Client.download_embedding`."""

@@ -1,8 +1,9 @@
 """Encoding many images over one EncodeImages stream, step by step, without doing any I/O itself (see `steps`)."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from splitsam.client import answers
 from splitsam.client.errors import SplitsamError, error_from_item, stream_broken
@@ -32,6 +33,8 @@ class BulkEncode:
         in_flight: images sent and unanswered at any time.
         idle_timeout_s: longest silence of the server while it owes an answer.
         stream_timeout_s: deadline of a stream.
+        probe: a call that returns when the encoder is ready; made before a stream is opened, because a stream
+            that a server refuses while it is written to may not learn of the wait asked for.
         retry: how often an image, or the stream without progress, is sent.
     """
 
@@ -39,6 +42,7 @@ class BulkEncode:
     in_flight: int
     idle_timeout_s: float
     stream_timeout_s: float
+    probe: Callable[[], Operation[Any]]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
@@ -57,6 +61,7 @@ class BulkEncode:
         while True:
             try:
                 if not is_open:
+                    yield from self.probe()
                     yield OpenBulk(self.stream_timeout_s)
                     is_open = True
                     self._to_send = deque(self._owed)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from splitsam.client.bulk import BulkEncode
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
 from splitsam.client.operations import Image, Operations, Prompts
 from splitsam.client.prompts import MaskInput, OutputOptions, Prompt
@@ -111,9 +110,7 @@ class Client:
         Raises:
             SplitsamError: the stream itself failed; results that were not handed out are lost, encoding again is a hit.
         """
-        idle_timeout_s = self._operations.encode_timeout_s
-        bulk = BulkEncode(images, in_flight, idle_timeout_s, stream_timeout_s, self._operations.retry)
-        yield from self._transport.results(bulk.steps())
+        return self._transport.results(self._operations.encode_many(images, in_flight, stream_timeout_s))
 
     def download_embedding(self, image: Image, *, timeout_s: float | None = None) -> Embedding:
         """The embedding itself, for a decoder of your own."""

@@ -23,8 +23,8 @@ class DemoPrompt:
 
 
 DEMO_PROMPTS = (
-    DemoPrompt("a click", points=((300, 300, 1),)),
-    DemoPrompt("a box", box=(100, 100, 400, 400)),
-    DemoPrompt("a click", points=((500, 300, 1),), is_drawn=False),
-    DemoPrompt("... refined by a second", points=((500, 300, 1), (600, 400, 0)), is_refinement=True),
+    DemoPrompt("a click on the shadow", points=((300, 150, 1),)),
+    DemoPrompt("a box around the bowl", box=(226, 86, 1017, 690)),
+    DemoPrompt("a click on the fig", points=((600, 390, 1),), is_drawn=False),
+    DemoPrompt("... refined by one on its stalk", points=((600, 390, 1), (458, 327, 1)), is_refinement=True),
 )

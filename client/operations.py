@@ -1,11 +1,12 @@
 """What the client does, step by step, without doing any I/O itself (see `steps`)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from splitsam.client import answers
+from splitsam.client.bulk import BulkEncode
 from splitsam.client.connection import Connection, rendezvous
 from splitsam.client.errors import SplitsamError
 from splitsam.client.prompts import OutputOptions, Prompt, output_message
@@ -41,6 +42,12 @@ class Operations:
         content, sha256 = yield Load(source)
         return (yield from self._encode_loaded(source, content, sha256, timeout_s))
 
+    def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
+        """Emit a result for each image, over one stream."""
+        return BulkEncode(
+            sources, in_flight, self.encode_timeout_s, stream_timeout_s, self._encoder_info, self.retry
+        ).steps()
+
     def predict(
         self, images: Sequence[Prompts], options: OutputOptions, timeout_s: float | None = None
     ) -> Operation[list[ImageMasks]]:
@@ -66,14 +73,22 @@ class Operations:
         """The model and the limits of every service."""
         deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
         connection = self.connection
-        encoder_request = encoder_pb2.EncoderServiceGetModelInfoRequest()
-        step = Unary("encoder", connection.encoder, "GetModelInfo", encoder_request, 0.0)
-        encoder = answers.service_info("encoder", connection.encoder, (yield from self._call(step, deadline_s)))
+        encoder = answers.service_info("encoder", connection.encoder, (yield from self._encoder_info(timeout_s)))
         decoders: list[ServiceInfo] = []
         for address in connection.decoders:
             step = Unary("decoder", address, "GetModelInfo", decoder_pb2.DecoderServiceGetModelInfoRequest(), 0.0)
             decoders.append(answers.service_info("decoder", address, (yield from self._call(step, deadline_s))))
         return DeploymentInfo(encoder, tuple(decoders))
+
+    def _encoder_info(
+        self, timeout_s: float | None = None
+    ) -> Operation[encoder_pb2.EncoderServiceGetModelInfoResponse]:
+        request = encoder_pb2.EncoderServiceGetModelInfoRequest()
+        step = Unary("encoder", self.connection.encoder, "GetModelInfo", request, 0.0)
+        info: encoder_pb2.EncoderServiceGetModelInfoResponse = yield from self._call(
+            step, self._deadline_s(timeout_s, self.predict_timeout_s)
+        )
+        return info
 
     def _encode_loaded(
         self, source: ImageSource, content: bytes, sha256: bytes, timeout_s: float | None

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from splitsam.client.processes import LOOPBACK, Child, StackError
 
@@ -62,7 +64,8 @@ def wait_until_answering(child: Child, url: str, timeout_s: float) -> None:
         StackError: it exited, or did not answer in time.
     """
     deadline_s = time.monotonic() + timeout_s
-    with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=once) as client:
         while True:
             child.check_alive("starting")
             try:

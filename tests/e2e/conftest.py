@@ -67,7 +67,7 @@ def stack(service_args, tmp_path_factory):
 
 
 def _caller(stack, tenant):
-    caller = Caller(stack.encoder, stack.decoder, TOKENS[tenant], tenant)
+    caller = Caller(stack.encoder, stack.decoder, TOKENS[tenant])
     yield caller
     caller.close()
 

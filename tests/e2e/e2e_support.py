@@ -129,12 +129,11 @@ class Caller:
         token: None sends no credentials.
     """
 
-    def __init__(self, encoder: str, decoder: str, token: str | None, tenant: str):
+    def __init__(self, encoder: str, decoder: str, token: str | None):
         self._channels = [grpc.insecure_channel(address, _CHANNEL_OPTIONS) for address in (encoder, decoder)]
         self.encoder = encoder_pb2_grpc.EncoderServiceStub(self._channels[0])
         self.decoder = decoder_pb2_grpc.DecoderServiceStub(self._channels[1])
         self.token = token
-        self.tenant = tenant
 
     def close(self) -> None:
         for channel in self._channels:
@@ -243,17 +242,31 @@ def redis_of(stack: Stack) -> redis.Redis:
     return redis.Redis.from_url(stack.redis_url, socket_timeout=10)
 
 
-def write_embedding(stack: Stack, tenant: str, model_id: str, name: str, *, size: tuple[int, int] = (320, 240)) -> str:
-    """Put a seeded random embedding where the decoder looks for a tenant's, as an encoder would; returns its key."""
+def write_embedding(
+    stack: Stack,
+    tenant: str,
+    model_id: str,
+    name: str,
+    *,
+    key: bytes | None = None,
+    values: torch.Tensor | None = None,
+    size: tuple[int, int] = (320, 240),
+) -> str:
+    """Put an embedding where the decoder looks for a tenant's, as an encoder would, without the cost of encoding.
+
+    Args:
+        name: seeds what is not given.
+        values: [256, 64, 64].
+        size: (width, height) pixels of the upright image.
+
+    Returns:
+        Its key.
+    """
     digest = hashlib.sha256(name.encode()).digest()
-    values = torch.randn(SHAPES[EMBEDDING], generator=torch.Generator().manual_seed(int.from_bytes(digest[:4], "big")))
-    return write_record(stack, tenant, model_id, digest, values, size).hex()
-
-
-def write_record(
-    stack: Stack, tenant: str, model_id: str, key: bytes, values: torch.Tensor, size: tuple[int, int]
-) -> bytes:
-    address = KeyRing([(stack.folder / "secret").read_bytes().strip()]).addresses(tenant, key)[0]
+    if values is None:
+        seeded = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        values = torch.randn(SHAPES[EMBEDDING], generator=seeded)
+    address = KeyRing([(stack.folder / "secret").read_bytes().strip()]).addresses(tenant, key or digest)[0]
     scale = 1024 / max(size)
     header = RecordHeader(
         kind=EMBEDDING,
@@ -267,4 +280,4 @@ def write_record(
     )
     with redis_of(stack) as connection:
         connection.set(address.redis_name("embedding"), pack_record(header, values), ex=3600)
-    return key
+    return address.key.hex()

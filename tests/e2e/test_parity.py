@@ -15,8 +15,8 @@ from splitsam.v1 import decoder_pb2 as pb
 
 from segment_anything.predictor import SamPredictor  # isort: skip  (splitsam makes it importable)
 
-# Other kernels and batch shapes than the reference's move the last bits of fp32; see tests/unit/test_decoder_model.py.
-ROUNDING = 1e-4
+# Other kernels and batch shapes than the reference's move the last bits of fp32: 2e-6 seen, on logits up to 4.
+ROUNDING = 1e-5
 FP16 = 2.0**-11  # the relative error of rounding to fp16, in which logits travel
 CASES = {
     "point": ([(100, 120)], [1], None),
@@ -69,7 +69,6 @@ def test_served_masks_match_reference_on_same_embedding(predictor, served, case)
     masks, iou, logits = predict(predictor, exact.half().float(), *CASES[case])
     predictor.features = exact
     served_masks, served_iou, served_logits = served(*CASES[case])
-    print("XX", np.abs(served_logits - logits).max(), (np.abs(served_logits - logits)-FP16*np.abs(logits)).max(), np.abs(logits).max(), np.abs(np.array(served_iou)-iou).max(), (served_masks == masks).mean())
     np.testing.assert_allclose(served_logits, logits, atol=ROUNDING, rtol=FP16)
     np.testing.assert_allclose(served_iou, iou, atol=ROUNDING)
     assert (served_masks == masks).mean() >= 0.9999
@@ -77,15 +76,17 @@ def test_served_masks_match_reference_on_same_embedding(predictor, served, case)
 
 @pytest.mark.parametrize("case", CASES)
 def test_served_masks_match_reference_from_the_image_on(predictor, served, case):
-    """Logits may stray by twice what rounding the embedding to fp16 does to the reference itself, no more."""
+    """Logits may stray by twice what rounding the embedding to fp16 does to the reference itself, no more.
+
+    That is 0.001 on logits up to 4; pixels whose logit lies that close to the threshold may flip, 1 in 10,000 seen.
+    """
     exact = predictor.get_image_embedding()
     _, _, rounded_logits = predict(predictor, exact.half().float(), *CASES[case])
     masks, iou, logits = predict(predictor, exact, *CASES[case])
     predictor.features = exact
     served_masks, served_iou, served_logits = served(*CASES[case])
-    print("YY", np.abs(served_logits - logits).max(), np.abs(rounded_logits - logits).max(), np.abs(np.array(served_iou)-iou).max(), (served_masks == masks).mean())
     storage = np.abs(rounded_logits - logits).max()
     assert np.abs(served_logits - logits).max() <= 2 * storage + FP16 * np.abs(logits).max()
-    np.testing.assert_allclose(served_iou, iou, atol=2e-3)
+    np.testing.assert_allclose(served_iou, iou, atol=1e-4)
     assert (served_masks == masks).mean() >= 0.999
     assert 0 < masks.mean() < 1

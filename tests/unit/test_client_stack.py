@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from splitsam.client import redis_server
 from splitsam.client.processes import StackError, free_ports, stop_all
 from splitsam.client.redis_server import find_redis_server, redis_url, start_redis, wait_until_answering
 from splitsam.client.stack import Stack, StackSettings
+
+ONCE = Retry(NoBackoff(), 0)
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def test_redis_is_a_cache_on_loopback_with_a_password(embedded):
         "maxmemory": str(2**30),
         "maxmemory-policy": "allkeys-lfu",
     }
-    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+    with redis.Redis(port=port, retry=ONCE) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
 
 
@@ -84,7 +88,7 @@ def test_service_that_cannot_start_stops_everything_and_shows_why(tmp_path):
         pass
     assert any("device" in line for line in caught.value.log_tail)
     assert stack.children == {}
-    with redis.Redis.from_url(stack.redis_url) as client, pytest.raises(redis.ConnectionError):
+    with redis.Redis.from_url(stack.redis_url, retry=ONCE) as client, pytest.raises(redis.ConnectionError):
         client.ping()
     secret = tmp_path / "secret"
     assert stat.S_IMODE(os.stat(secret).st_mode) == 0o600
