@@ -30,33 +30,34 @@ def run_bulk_encode(client: Client, paths: Iterable[Path], in_flight: int) -> in
     """Encode all images; the exit status: 0 when every one is encoded and stored, else 1."""
     files = find_images(paths)
     started_s = time.perf_counter()
-    hits, answered, failures = _encode(client, files, in_flight)
+    encoded, hits, failures = _encode(client, files, in_flight)
     elapsed_s = time.perf_counter() - started_s
-    rate = answered / elapsed_s
-    print(f"{answered} of {len(files)} images in {elapsed_s:.1f} s ({rate:.1f} img/s), {hits} encoded before")
+    rate = f"{elapsed_s:.1f} s, {encoded / elapsed_s:.1f} img/s"
+    print(f"{encoded} of {len(files)} images are encoded ({rate}), {hits} of them were before")
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def _encode(client: Client, files: Sequence[Path], in_flight: int) -> tuple[int, int, list[str]]:
-    """Images that were encoded before, images answered in any way, and a line for each failure."""
-    hits = answered = 0
+    """Images encoded and stored, those among them that were before, and a line for each failure."""
+    encoded = hits = 0
     failures: list[str] = []
     with tqdm(total=len(files), unit="img", disable=None, file=sys.stderr, dynamic_ncols=True) as progress:
         try:
             for result in client.encode_many(files, in_flight=in_flight, stream_timeout_s=_STREAM_TIMEOUT_S):
-                answered += 1
                 progress.update()
                 if result.image is None:
                     failures.append(f"{result.source!s}: {_reason(result.error)}")
                 elif not result.image.stored:
                     failures.append(f"{result.source!s}: encoded, but the cache did not take it")
                 else:
+                    encoded += 1
                     hits += result.image.cache_hit
         except SplitsamError as error:
-            failures.append(f"{len(files) - answered} images, because the stream broke: {error}")
-    return hits, answered, failures
+            unanswered = len(files) - encoded - len(failures)
+            failures.append(f"{unanswered} images, because the stream broke: {error}")
+    return encoded, hits, failures
 
 
 def _reason(error: Exception | None) -> str:

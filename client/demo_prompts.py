@@ -23,8 +23,8 @@ class DemoPrompt:
 
 
 DEMO_PROMPTS = (
-    DemoPrompt("a click on the shadow", points=((300, 150, 1),)),
-    DemoPrompt("a box around the bowl", box=(226, 86, 1017, 690)),
-    DemoPrompt("a click on the fig", points=((600, 390, 1),), is_drawn=False),
-    DemoPrompt("... refined by one on its stalk", points=((600, 390, 1), (458, 327, 1)), is_refinement=True),
+    DemoPrompt("click on the shadow", points=((300, 150, 1),)),
+    DemoPrompt("box around the fig", box=(422, 244, 720, 520)),
+    DemoPrompt("click on the bowl", points=((820, 230, 1),), is_drawn=False),
+    DemoPrompt("bowl, refined: not the fig", points=((820, 230, 1), (600, 390, 0)), is_refinement=True),
 )

@@ -98,7 +98,9 @@ class Operations:
         digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256)
         look_up = Unary("encoder", address, "LookUpEmbedding", digest, 0.0)
         try:
-            found: encoder_pb2.LookUpEmbeddingResponse = yield from self._call(look_up, deadline_s)
+            found: encoder_pb2.LookUpEmbeddingResponse = yield from self._call(
+                look_up, deadline_s, no_retry_on="CACHE_UNAVAILABLE"
+            )
         except SplitsamError as error:
             # Without its cache the encoder cannot look up, but it can encode.
             if error.reason != "CACHE_UNAVAILABLE":
@@ -150,7 +152,7 @@ class Operations:
             raise error
         return renewed
 
-    def _call(self, step: Unary | Collect, deadline_s: float) -> Operation[Any]:
+    def _call(self, step: Unary | Collect, deadline_s: float, no_retry_on: str = "") -> Operation[Any]:
         """Send until it succeeds, waiting between attempts exactly as the server asks."""
         attempt = 0
         while True:
@@ -159,7 +161,7 @@ class Operations:
                 return (yield replace(step, timeout_s=max(deadline_s - self.clock(), 0.001)))
             except SplitsamError as error:
                 wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock())
-                if wait_s is None:
+                if wait_s is None or error.reason == no_retry_on:
                     raise
                 yield Wait(wait_s)
 

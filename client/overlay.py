@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 Colour = tuple[int, int, int]
 PALETTE: tuple[Colour, ...] = (
     (30, 144, 255),
-    (255, 99, 60),
     (255, 200, 20),
+    (0, 205, 180),
     (170, 90, 255),
-    (0, 200, 190),
+    (255, 99, 60),
     (255, 90, 170),
 )
 FOREGROUND: Colour = (40, 200, 80)

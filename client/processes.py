@@ -12,6 +12,7 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 _KILL_S = 5.0
+_LINE_CHARACTERS = 300
 _LAUNCHER = str(Path(__file__).with_name("child.py"))
 
 
@@ -93,7 +94,7 @@ class Child:
 
     def log_tail(self, lines: int = 12) -> list[str]:
         text = self.log_path.read_text(encoding="utf-8", errors="replace")
-        return [line for line in text.splitlines() if line.strip()][-lines:]
+        return [line[:_LINE_CHARACTERS] for line in text.splitlines() if line.strip()][-lines:]
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and whatever it started."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -115,15 +115,15 @@ class Stack:
     def __enter__(self) -> Self:
         try:
             self._start()
-        except BaseException:
-            self.stop(keep_folder=True)
+        except BaseException as error:
+            self.stop(keep_folder=isinstance(error, Exception))
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop(keep_folder=kind is not None and not issubclass(kind, KeyboardInterrupt))
+        self.stop(keep_folder=kind is not None and issubclass(kind, Exception))
 
     def stop(self, *, keep_folder: bool = False) -> None:
         """Stop the services, then Redis; a folder of our own is removed unless it may be of use."""
@@ -138,7 +138,7 @@ class Stack:
         """Stop a service if it still runs, start it anew on its port and wait until it is ready."""
         stop_all([self.children[name]], self.settings.stop_timeout_s)
         self.children[name] = self._start_service(name)
-        self._wait_until_ready(name)
+        self._wait_until_ready(name, [self.children[name]])
 
     def wait(self, until: threading.Event | None = None) -> None:
         """Return when the event is set.
@@ -162,7 +162,7 @@ class Stack:
         for name in _FULL_NAMES:
             self.children[name] = self._start_service(name)
         for name in _FULL_NAMES:
-            self._wait_until_ready(name)
+            self._wait_until_ready(name, list(self.children.values()))
 
     def _start_service(self, name: str) -> Child:
         flags: dict[str, Any] = {
@@ -183,12 +183,12 @@ class Stack:
             environment,
         )
 
-    def _wait_until_ready(self, name: str) -> None:
+    def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]
         address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_port')}"
         deadline_s = time.monotonic() + self.settings.start_timeout_s
         while not _is_serving(address, _FULL_NAMES[name]):
-            for each in self.children.values():
+            for each in watched:
                 each.check_alive("starting")
             if time.monotonic() > deadline_s:
                 waited = f"{self.settings.start_timeout_s:g} s"

@@ -68,7 +68,7 @@ splitsam {importlib.metadata.version("splitsam")} is up
 Try in another terminal:
   splitsam segment {DEMO_PHOTO} --point 500,300 --out overlay.png{where}
   splitsam info{where}
-  splitsam demo{where}
+  splitsam demo{addresses(stack)}
 
 Ctrl-C stops everything.
 """

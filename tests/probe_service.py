@@ -51,11 +51,11 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
     async def close(self) -> None:
         self.closed_after_calls.append(self.finished.is_set() or not self.started.is_set())
 
-    async def EncodeImage(self, request, context):
+    async def EncodeImage(self, request, context):  # noqa: N802 - gRPC's name
         await self._do(request.image.decode())
         return pb.EncodeImageResponse(cache_hit=True)
 
-    async def DownloadEmbedding(self, request, context):
+    async def DownloadEmbedding(self, request, context):  # noqa: N802 - gRPC's name
         yield pb.DownloadEmbeddingResponse(chunk=b"first")
         if request.embedding_key == "flood":
             try:
@@ -66,7 +66,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
         await self._do(request.embedding_key)
         yield pb.DownloadEmbeddingResponse(chunk=b"last")
 
-    async def EncodeImages(self, requests, context):
+    async def EncodeImages(self, requests, context):  # noqa: N802 - gRPC's name
         async for request in requests:
             await self._do(request.image.decode())
             yield pb.EncodeImagesResponse(request_id=request.request_id)
@@ -122,6 +122,14 @@ class Running:
 
     def ask_to_stop(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+
+    async def begin_drain(self) -> None:
+        """Ask to stop, and return when clients are told."""
+        watch = self.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        await watch.read()
+        self.ask_to_stop()
+        await watch.read()
+        watch.cancel()
 
     async def stop(self) -> None:
         """Returns when every call has ended and the server is gone."""

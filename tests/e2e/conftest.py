@@ -66,6 +66,20 @@ def stack(service_args, tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="session")
+def open_stack(weights, tmp_path_factory):
+    """A second deployment, without tenants, to stop parts of; its decoder keeps one embedding in memory."""
+    arguments = ("--checkpoint", str(weights), "--redis-timeout-ms", "500")
+    settings = StackSettings(
+        encoder_args=arguments,
+        decoder_args=(*arguments, "--memory-bytes", str(2 * 256 * 64 * 64)),
+        run_folder=tmp_path_factory.mktemp("open-stack"),
+        stop_timeout_s=30.0,
+    )
+    with Stack(settings.on_free_ports()) as running:
+        yield running
+
+
 def _caller(stack, tenant):
     caller = Caller(stack.encoder, stack.decoder, TOKENS[tenant])
     yield caller

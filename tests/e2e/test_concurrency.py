@@ -50,17 +50,15 @@ def test_answers_of_different_images_and_prompts_differ(alpha, keys):
 
 
 def test_mates_of_bad_requests_are_answered(alpha, stack, model_id, keys):
-    broken = torch.full((256, 64, 64), torch.nan)
-    poison = write_embedding(stack, "alpha", model_id, "poison", values=broken)
+    """Bad before the batch (unknown key, coordinates) and inside it (an embedding of NaN, which no encoder stores)."""
+    poison = write_embedding(stack, "alpha", model_id, "poison", values=torch.full((256, 64, 64), torch.nan))
     bad = {poison: prompt(point(1, 1)), "0" * 64: prompt(point(1, 1)), keys[0]: prompt(point(1e6, 1))}
     good = prompt(point(20, 30))
-    alone = {key: logits(call(alpha, key, good).result()) for key in keys[:8]}
-    calls = {}
-    for key, (bad_key, bad_prompt) in zip(alone, 3 * list(bad.items()), strict=False):
-        calls[key] = call(alpha, key, good), call(alpha, bad_key, bad_prompt)
-    for key, (fine, refused) in calls.items():
+    alone = {key: logits(call(alpha, key, good).result()) for key in keys[:9]}
+    calls = []
+    for key, (bad_key, bad_prompt) in zip(alone, 3 * list(bad.items()), strict=True):
+        calls.append((key, call(alpha, key, good), call(alpha, bad_key, bad_prompt)))
+    for key, fine, _ in calls:
         np.testing.assert_allclose(logits(fine.result()), alone[key], atol=1e-4, rtol=2**-10)
-        print(
-            refused.exception() and read_refusal(refused.exception()),
-            refused.exception() or refused.result().images[0].prompts[0].masks[0].predicted_iou,
-        )
+    reasons = [read_refusal(refused.exception()).reason for _, _, refused in calls if refused.exception()]
+    assert reasons.count("EMBEDDING_EXPIRED") == reasons.count("INVALID_ARGUMENT") == 3

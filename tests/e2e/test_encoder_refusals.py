@@ -35,7 +35,7 @@ BAD_IMAGES = {
     "half a WebP": (truncated("WEBP"), "WEBP"),
     "first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "JPEG"),
     "20,000 x 20,000 pixels": (png(20_000, 20_000), "64000000"),
-    "no pixels": (png(0, 10), "1 x 1"),
+    "no pixels": (png(0, 10), "PNG"),
     "fewer pixels than announced": (png(100, 100), "PNG"),
     "5,000 x 1 pixels": (image_file(draw(200).resize((5000, 1))), "2048"),
     "a byte too many": (png(8, 8).ljust(MAX_BYTES + 1, b"\0"), str(MAX_BYTES)),

@@ -165,8 +165,10 @@ def test_encode_uploads_when_not_found(call, tmp_path):
 
 
 def test_encode_uploads_when_the_cache_cannot_be_asked(call):
-    encoder = ScriptedEncoder(LookUpEmbedding=[errors.CacheUnavailable("redis is down")], EncodeImage=[ENCODED])
+    down = errors.CacheUnavailable("redis is down", retry_delay_s=SOON_S)
+    encoder = ScriptedEncoder(LookUpEmbedding=[down], EncodeImage=[ENCODED])
     assert call("encode", IMAGE, encoder=encoder).key == KEY
+    assert encoder.methods() == ["LookUpEmbedding", "EncodeImage"]
 
 
 def test_encode_of_a_missing_file_raises_its_os_error(call, tmp_path):

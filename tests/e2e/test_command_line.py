@@ -1,0 +1,158 @@
+"""The installed command `splitsam` against running services."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from e2e_support import draw, image_file, is_serving, wait_until
+from PIL import Image, ImageChops
+
+from splitsam.client.processes import free_ports
+
+COMMAND = str(Path(sys.executable).with_name("splitsam"))
+
+
+def run(*arguments, folder):
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def assert_one_line_of_complaint(result, status):
+    assert result.returncode == status
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("splitsam: ")
+    assert "Traceback" not in line
+
+
+@pytest.fixture
+def where(stack, alpha, tmp_path):
+    """The options that say where the services are and who asks."""
+    (tmp_path / "token").write_text(alpha.token + "\n")
+    return "--encoder", stack.encoder, "--decoder", stack.decoder, "--token-file", tmp_path / "token"
+
+
+@pytest.fixture
+def picture(tmp_path, photo):
+    (tmp_path / "photo.png").write_bytes(photo)
+    return tmp_path / "photo.png"
+
+
+def test_segment_prints_json_and_draws_what_it_found(client, where, picture, tmp_path):
+    options = "--point", "100,120", "--point", "9,9:0", "--all", "--json", "--out", "drawn/overlay.png"
+    result = run("segment", picture, *options, *where, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    printed = json.loads(result.stdout)
+    assert (printed["width_px"], printed["height_px"]) == (320, 240)
+    prompt = {"points": [(100, 120), (9, 9)], "labels": [1, 0]}
+    masks = client.predict(printed["embedding_key"], **prompt, selection="all")
+    assert [mask["index"] for mask in printed["masks"]] == [1, 2, 3]
+    for shown, mask in zip(printed["masks"], masks, strict=True):
+        assert (shown["area_px"], shown["box"], shown["rle"]) == (mask.area_px, list(mask.box), mask.rle)
+        assert shown["score"] == pytest.approx(mask.score, abs=1e-6)
+    overlay, photo = (Image.open(path).convert("RGB") for path in (tmp_path / "drawn/overlay.png", picture))
+    assert overlay.width >= photo.width
+    assert overlay.size != photo.size or ImageChops.difference(overlay, photo).getbbox()
+
+
+def test_segment_prints_a_line_for_a_box(where, picture, tmp_path):
+    result = run("segment", picture, "--box", "20,30,200,180", *where, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 1
+    assert "score" in result.stdout
+
+
+def test_encode_lists_bad_file_and_encodes_the_others(alpha, where, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images = {f"{seed}.jpg": image_file(draw(seed), "JPEG") for seed in (800, 801)}
+    for name, content in images.items():
+        (folder / name).write_bytes(content)
+    (folder / "bad.png").write_bytes(b"not an image")
+    result = run("encode", folder, tmp_path / "missing.png", *where, folder=tmp_path)
+    assert result.returncode == 1
+    assert "2 of 4 images" in result.stdout
+    failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2
+    assert any("bad.png" in line and "image" in line for line in failed)
+    assert any("missing.png" in line for line in failed)
+    assert "Traceback" not in result.stderr
+    assert all(alpha.look_up(content).found for content in images.values())
+
+
+def test_info_names_model_and_limits(where, model_id, tmp_path):
+    as_text, as_json = (run("info", *options, *where, folder=tmp_path) for options in ((), ("--json",)))
+    assert (as_text.returncode, as_text.stderr) == (0, "")
+    assert "vit_t (demonstration model)" in as_text.stdout
+    assert model_id in as_text.stdout
+    info = json.loads(as_json.stdout)
+    assert info["encoder"]["model_id"] == info["decoders"][0]["model_id"] == model_id
+    assert info["encoder"]["limits"]["max_image_bytes"] == 32 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "named"),
+    [
+        (["segment", "missing.png", "--point", "1,1"], 1, "missing.png"),
+        (["segment", "photo.png", "--point", "9999,1"], 1, "0 to 320"),
+        (["segment", "text.png", "--point", "1,1"], 1, "JPEG, PNG, WEBP"),
+        (["segment", "photo.png", "--point", "here"], 2, "x,y"),
+        (["segment", "photo.png"], 2, "--point"),
+        (["segment", "photo.png", "--unknown"], 2, "--unknown"),
+    ],
+    ids=["no such file", "outside", "no image", "no point", "no prompt", "no such option"],
+)
+def test_mistake_is_one_line(where, picture, tmp_path, arguments, status, named):
+    (tmp_path / "text.png").write_text("this is text")
+    result = run(*arguments, *where, folder=tmp_path)
+    assert_one_line_of_complaint(result, status)
+    assert named in result.stderr
+
+
+def test_wrong_token_is_one_line(where, picture, tmp_path):
+    (tmp_path / "token").write_text("wrong-token-0123456789")
+    result = run("segment", picture, "--point", "1,1", *where, folder=tmp_path)
+    assert_one_line_of_complaint(result, 1)
+    assert "UNAUTHENTICATED" in result.stderr
+
+
+def test_nobody_listening_is_one_line(tmp_path, picture):
+    encoder, decoder = (f"127.0.0.1:{port}" for port in free_ports(2))
+    result = run("segment", picture, "--point", "1,1", "--encoder", encoder, "--decoder", decoder, folder=tmp_path)
+    assert_one_line_of_complaint(result, 1)
+    assert "splitsam up" in result.stderr
+
+
+def test_bad_setting_of_a_service_is_one_line(tmp_path):
+    result = run("serve-encoder", "--checkpoint", "missing.safetensors", folder=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "error: no checkpoint file at missing.safetensors"
+    assert "Traceback" not in result.stderr
+
+
+def test_up_serves_until_it_is_told_to_stop(weights, picture, tmp_path):
+    command = [COMMAND, "up", "--free-ports", "--checkpoint", str(weights), "--run-folder", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as up:
+        lines = iter(up.stdout.readline, "")
+        shown = []
+        for line in lines:
+            shown.append(line)
+            if line.startswith("Ctrl-C"):
+                break
+        text = "".join(shown)
+        assert "demonstration model" in text
+        [encoder, decoder] = [
+            line.split()[1] for line in shown if line.split() and line.split()[0] in ("encoder", "decoder")
+        ]
+        where = "--encoder", encoder, "--decoder", decoder
+        result = run("segment", picture, "--point", "100,120", *where, folder=tmp_path)
+        up.terminate()
+        assert list(lines)[-1] == "stopped\n"
+    assert result.returncode == 0
+    assert up.returncode == 0
+    wait_until(lambda: not is_serving(encoder) and not is_serving(decoder), "both services are gone")

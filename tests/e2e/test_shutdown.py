@@ -1,0 +1,101 @@
+"""SIGTERM while the services are at work: whatever was accepted is answered, then the process ends with 0."""
+
+import signal
+import threading
+
+import grpc
+import pytest
+from e2e_support import (
+    Caller,
+    ask,
+    draw,
+    image_file,
+    is_serving,
+    metric,
+    point,
+    prompt,
+    running_service,
+    wait_until,
+)
+
+from splitsam.v1 import encoder_pb2
+
+CLICK = prompt(point(10, 10))
+
+
+@pytest.fixture
+def decoder(stack, service_args):
+    with running_service(stack, "decoder", *service_args) as service:
+        yield service
+
+
+@pytest.fixture
+def encoder(stack, service_args):
+    with running_service(stack, "encoder", *service_args) as service:
+        yield service
+
+
+def test_terminated_decoder_answers_what_it_accepted(stack, alpha, decoder, key):
+    caller = Caller(stack.encoder, decoder.address, alpha.token)
+    request = ask({key: [CLICK] * 8})
+    calls = [caller.decoder.PredictMasks.future(request, **caller.options()) for _ in range(12)]
+    length = {"name": "splitsam_queue_length", "batcher": "decoder"}
+    wait_until(lambda: metric(decoder.metrics_url, **length) >= 11, "all requests have been accepted")
+    decoder.child.signal(signal.SIGTERM)
+    wait_until(lambda: not is_serving(decoder.address), "new calls are turned away")
+    assert not calls[-1].done()
+    answers = [call.result() for call in calls]
+    assert all(answer.images[0].prompts == answers[0].images[0].prompts for answer in answers)
+    assert decoder.child.wait(60)
+    assert decoder.child.exit_status() == 0
+    caller.close()
+
+
+def test_terminated_encoder_answers_what_it_accepted(stack, alpha, encoder):
+    caller = Caller(encoder.address, stack.decoder, alpha.token)
+    requests = [encoder_pb2.EncodeImageRequest(image=image_file(draw(seed))) for seed in range(600, 604)]
+    calls = [caller.encoder.EncodeImage.future(request, **caller.options()) for request in requests]
+    length = {"name": "splitsam_queue_length", "batcher": "encoder"}
+    wait_until(lambda: metric(encoder.metrics_url, **length) >= 3, "all images have been accepted")
+    encoder.child.signal(signal.SIGTERM)
+    answers = [call.result() for call in calls]
+    assert all(answer.stored for answer in answers)
+    assert encoder.child.wait(60)
+    assert encoder.child.exit_status() == 0
+    caller.close()
+
+
+def test_terminated_decoder_loses_no_call_of_steady_load(stack, alpha, decoder, key):
+    """Calls that arrive around the signal are either answered or were never let in."""
+    refused: dict[str, grpc.RpcError] = {}
+    answered: list[str] = []
+
+    def click_until_turned_away(name):
+        caller = Caller(stack.encoder, decoder.address, alpha.token)
+        number = 0
+        while True:
+            request_id = f"{name}-{number}"
+            number += 1
+            metadata = (*caller.options()["metadata"], ("x-request-id", request_id))
+            try:
+                caller.decoder.PredictMasks(ask({key: [CLICK]}), timeout=60, metadata=metadata)
+            except grpc.RpcError as error:
+                refused[request_id] = error
+                break
+            answered.append(request_id)
+        caller.close()
+
+    threads = [threading.Thread(target=click_until_turned_away, args=(f"user{i}",)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(answered) >= 12, "every user is clicking")
+    decoder.child.signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert decoder.child.wait(60)
+    assert decoder.child.exit_status() == 0
+    log = decoder.child.log_path.read_text()
+    for request_id, error in refused.items():
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert f"request_id={request_id} " not in log
+    assert all(f"request_id={request_id} " in log for request_id in answered)
