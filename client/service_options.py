@@ -26,7 +26,7 @@ def collect(
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
     precision: Annotated[str | None, typer.Option(help="Precision of the image encoder, e.g. fp32 or bf16.")] = None,
     encoder_arg: Annotated[
-        list[str], typer.Option("--encoder-arg", help="Another argument of serve-encoder, e.g. --max-batch=4.")
+        list[str], typer.Option("--encoder-arg", help="Another argument of serve-encoder, e.g. --batch-sizes=1,4.")
     ] = [],  # noqa: B006 (typer reads the default from here)
     decoder_arg: Annotated[list[str], typer.Option("--decoder-arg", help="Another argument of serve-decoder.")] = [],  # noqa: B006
 ) -> ServiceOptions:
