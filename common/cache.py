@@ -17,6 +17,7 @@ import torch
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from splitsam.common.calls import share_of_deadline_s
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
@@ -65,14 +66,14 @@ class RecordCache:
         await self._call("ping", lambda: bool(self._redis.ping()), self._timeout_s)
 
     async def get(
-        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float
+        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float | None = None
     ) -> tuple[RecordHeader, torch.Tensor] | None:
         """The record at the first address that holds one, verified, its time to live renewed.
 
         Args:
             kind: EMBEDDING or LOGITS.
             ttl_s: time to live from now on, in seconds.
-            wait_s: the longest wait, in seconds.
+            wait_s: the longest wait, in seconds; by default half of what is left to the current call.
 
         Raises:
             CacheUnavailable: Redis does not answer.
@@ -88,7 +89,7 @@ class RecordCache:
         return await self._first(kind, fetch, addresses, wait_s)
 
     async def peek(
-        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float
+        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float | None = None
     ) -> RecordHeader | None:
         """As `get`, but reads the header alone: some bytes where the record has megabytes."""
 
@@ -103,7 +104,7 @@ class RecordCache:
 
         return await self._first(kind, fetch, addresses, wait_s)
 
-    async def put(self, header: RecordHeader, values: torch.Tensor, *, ttl_s: int, wait_s: float) -> None:
+    async def put(self, header: RecordHeader, values: torch.Tensor, *, ttl_s: int, wait_s: float | None = None) -> None:
         """Store a record under its header's address.
 
         Args:
@@ -124,13 +125,13 @@ class RecordCache:
         def take() -> bool:
             return bool(self._redis.set(address.redis_name("claim"), b"1", nx=True, px=ttl_ms))
 
-        return await self._call("claim", take, self._timeout_s)
+        return await self._call("claim", take, None)
 
     async def release(self, address: Address) -> None:
-        await self._call("release", lambda: self._redis.delete(address.redis_name("claim")), self._timeout_s)
+        await self._call("release", lambda: self._redis.delete(address.redis_name("claim")), None)
 
     async def _first(
-        self, kind: bytes, fetch: Callable[[Address], Reply | None], addresses: Sequence[Address], wait_s: float
+        self, kind: bytes, fetch: Callable[[Address], Reply | None], addresses: Sequence[Address], wait_s: float | None
     ) -> Reply | None:
         lookups = self._metrics.cache_lookups
         try:
@@ -155,8 +156,10 @@ class RecordCache:
             self._redis.delete(name)
             return None
 
-    async def _call(self, operation: str, command: Callable[[], Reply], wait_s: float) -> Reply:
+    async def _call(self, operation: str, command: Callable[[], Reply], wait_s: float | None) -> Reply:
         """Run a command on a thread and wait for it no longer than wait_s and the timeout."""
+        if wait_s is None:
+            wait_s = share_of_deadline_s(self._timeout_s)
         if time.monotonic() < self._refused_until_s:
             raise CacheUnavailable("the embedding cache does not answer", retry_delay_s=_BREAKER_OPEN_S)
         start_s = time.perf_counter()

@@ -1,5 +1,6 @@
-"""Who is calling: the identity and request id that the interceptor sets for the code below it."""
+"""Who is calling, and until when: what the interceptor sets for the code below it."""
 
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -12,11 +13,27 @@ class Call:
         tenant: the authenticated caller's tenant; never taken from a request.
         request_id: written on every log line and sent back as trailing metadata.
         method: full gRPC method name.
+        deadline_s: when the caller gives up, in seconds of time.monotonic(); None when it never does.
     """
 
     tenant: str
     request_id: str
     method: str
+    deadline_s: float | None = None
 
 
 current_call: ContextVar[Call] = ContextVar("splitsam_call")
+
+_LEAST_WAIT_S = 0.1
+
+
+def share_of_deadline_s(limit_s: float) -> float:
+    """How long a step of the current call may wait: half of what is left to it.
+
+    Args:
+        limit_s: never longer than this; never shorter than a tenth of a second.
+    """
+    call = current_call.get(None)
+    if call is None or call.deadline_s is None:
+        return limit_s
+    return min(limit_s, max(_LEAST_WAIT_S, (call.deadline_s - time.monotonic()) / 2))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 import uuid
@@ -97,8 +98,12 @@ class _Observed:
 
     async def __aenter__(self) -> None:
         self._start_s = time.perf_counter()
-        current_call.set(self._call)
+        current_call.set(dataclasses.replace(self._call, deadline_s=self._deadline_s()))
         self._context.set_trailing_metadata((("x-request-id", self._call.request_id),))
+
+    def _deadline_s(self) -> float | None:
+        remaining_s = self._context.time_remaining()
+        return None if remaining_s is None else time.monotonic() + remaining_s
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         elapsed_s = time.perf_counter() - self._start_s

@@ -46,4 +46,4 @@ def configure_logs(*, log_format: str, level: str) -> None:
 def _context(record: logging.LogRecord) -> dict[str, Any]:
     call = current_call.get(None)
     extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
-    return ({"request_id": call.request_id} if call and "request_id" not in extra else {}) | extra
+    return ({"request_id": call.request_id} if call else {}) | extra

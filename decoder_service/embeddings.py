@@ -45,7 +45,6 @@ class EmbeddingStore:
         device: torch.device,
         budget_bytes: int,
         ttl_s: int,
-        wait_s: float,
         metrics: Metrics,
     ):
         self._cache = cache
@@ -53,7 +52,6 @@ class EmbeddingStore:
         self._model_id = model_id
         self._device = device
         self._ttl_s = ttl_s
-        self._wait_s = wait_s
         self._metrics = metrics
         self._resident: ByteBudgetLRU[Address, Embedding] = ByteBudgetLRU(budget_bytes)
         self._flights: SingleFlight[Address, Embedding] = SingleFlight()
@@ -75,7 +73,7 @@ class EmbeddingStore:
         return await self._flights.run(addresses[0], lambda: self._fetch(addresses))
 
     async def _fetch(self, addresses: list[Address]) -> Embedding:
-        record = await self._cache.get(EMBEDDING, addresses, ttl_s=self._ttl_s, wait_s=self._wait_s)
+        record = await self._cache.get(EMBEDDING, addresses, ttl_s=self._ttl_s)
         if record is None:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         header, values = record

@@ -25,13 +25,10 @@ class RefinementStore:
         ttl_s: life of a token in Redis.
     """
 
-    def __init__(
-        self, cache: RecordCache, keys: KeyRing, *, budget_bytes: int, ttl_s: int, wait_s: float, metrics: Metrics
-    ):
+    def __init__(self, cache: RecordCache, keys: KeyRing, *, budget_bytes: int, ttl_s: int, metrics: Metrics):
         self._cache = cache
         self._keys = keys
         self._ttl_s = ttl_s
-        self._wait_s = wait_s
         self._metrics = metrics
         self._resident: ByteBudgetLRU[Address, tuple[torch.Tensor, float]] = ByteBudgetLRU(budget_bytes)
 
@@ -50,7 +47,7 @@ class RefinementStore:
         """
         address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
         header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
-        await self._cache.put(header, logits[None], ttl_s=self._ttl_s, wait_s=self._wait_s)
+        await self._cache.put(header, logits[None], ttl_s=self._ttl_s)
         self._remember(address, logits.to(torch.float16, copy=True))  # a view would keep the whole batch alive
         return address.key.hex()
 
@@ -70,7 +67,7 @@ class RefinementStore:
             raise RefinementExpired("the refinement token is not one of this embedding; send the prompts without it")
         logits, expires_s = self._resident.get(address) or (None, 0.0)
         if logits is None or expires_s < time.monotonic():
-            record = await self._cache.get(LOGITS, [address], ttl_s=self._ttl_s, wait_s=self._wait_s)
+            record = await self._cache.get(LOGITS, [address], ttl_s=self._ttl_s)
             if record is None:
                 raise RefinementExpired("the refinement token has expired; send the prompts without it")
             logits = record[1][0]

@@ -62,7 +62,6 @@ class DecoderService:
             weigh=lambda job: len(job.prompts),
         )
         self._batcher.start()
-        wait_s = settings.redis_timeout_ms / 1000
         embeddings = EmbeddingStore(
             self._cache,
             self._keys,
@@ -70,7 +69,6 @@ class DecoderService:
             device=self._device,
             budget_bytes=settings.memory_bytes,
             ttl_s=settings.embedding_ttl_s,
-            wait_s=wait_s,
             metrics=self._metrics,
         )
         refinements = RefinementStore(
@@ -78,7 +76,6 @@ class DecoderService:
             self._keys,
             budget_bytes=settings.logits_memory_bytes,
             ttl_s=settings.refinement_ttl_s,
-            wait_s=wait_s,
             metrics=self._metrics,
         )
         self._predictor = Predictor(

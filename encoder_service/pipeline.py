@@ -71,7 +71,6 @@ class EncodePipeline:
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-        self._wait_s = settings.redis_timeout_ms / 1000
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="splitsam-image")
 
@@ -116,7 +115,7 @@ class EncodePipeline:
         """
         addresses = self._keys.addresses(tenant, key)
         ttl_s = self._settings.embedding_ttl_s
-        record = await self._cache.get(EMBEDDING, addresses, ttl_s=ttl_s, wait_s=self._wait_s)
+        record = await self._cache.get(EMBEDDING, addresses, ttl_s=ttl_s)
         if record is None:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         return record
@@ -125,10 +124,7 @@ class EncodePipeline:
         start_s = time.perf_counter()
         claimed = False
         try:
-            header = await self._peek(addresses)
-            if header is None:
-                claimed = await self._cache.claim(addresses[0], ttl_ms=self._settings.encode_timeout_ms)
-                header = None if claimed else await self._await_replica(addresses)
+            header, claimed = await self._find_or_claim(addresses)
         except CacheUnavailable:
             header = None  # encode anyway; storing will be tried, and the reply says what became of it
         cache_ms = (time.perf_counter() - start_s) * 1000
@@ -166,24 +162,25 @@ class EncodePipeline:
 
     async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
         try:
-            await self._cache.put(header, embedding, ttl_s=self._settings.embedding_ttl_s, wait_s=self._wait_s)
+            await self._cache.put(header, embedding, ttl_s=self._settings.embedding_ttl_s)
         except CacheUnavailable:
             return False
         return True
 
     async def _peek(self, addresses: list[Address]) -> RecordHeader | None:
         ttl_s = self._settings.embedding_ttl_s
-        return await self._cache.peek(EMBEDDING, addresses, ttl_s=ttl_s, wait_s=self._wait_s)
+        return await self._cache.peek(EMBEDDING, addresses, ttl_s=ttl_s)
 
-    async def _await_replica(self, addresses: list[Address]) -> RecordHeader | None:
-        """Another replica encodes this image: wait for its result, but not for ever."""
+    async def _find_or_claim(self, addresses: list[Address]) -> tuple[RecordHeader | None, bool]:
+        """The embedding's header, or the right to encode it; neither when another replica takes too long over it."""
         until_s = time.monotonic() + self._settings.claim_wait_ms / 1000
-        while time.monotonic() < until_s:
+        while (header := await self._peek(addresses)) is None:
+            if await self._cache.claim(addresses[0], ttl_ms=self._settings.encode_timeout_ms):
+                return None, True
+            if time.monotonic() >= until_s:
+                return None, False
             await asyncio.sleep(_CLAIM_POLL_S)
-            header = await self._peek(addresses)
-            if header is not None:
-                return header
-        return None
+        return header, False
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

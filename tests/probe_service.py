@@ -17,6 +17,8 @@ from splitsam.encoder_service.settings import EncoderSettings
 from splitsam.v1 import encoder_pb2 as pb
 from splitsam.v1 import encoder_pb2_grpc
 
+log = logging.getLogger("splitsam.probe")
+
 SERVICE = "splitsam.v1.EncoderService"
 
 
@@ -62,6 +64,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
                 while True:
                     yield pb.DownloadEmbeddingResponse(chunk=bytes(2**16))
             finally:
+                log.info("flood ended")
                 self.finished.set()
         await self._do(request.embedding_key)
         yield pb.DownloadEmbeddingResponse(chunk=b"last")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -189,13 +190,15 @@ class Service:
 
 
 @contextmanager
-def running_service(stack: Stack, name: str, *arguments: str) -> Iterator[Service]:
-    """Start another encoder or decoder on a stack's Redis and secret, wait until it is ready; stop it in the end."""
+def running_service(
+    stack: Stack, name: str, *arguments: str, secret_file: Path | None = None, until_ready: bool = True
+) -> Iterator[Service]:
+    """Start another encoder or decoder on a stack's Redis, by default with its secret; stop it in the end."""
     port, metrics_port = free_ports(2)
     prefix = f"SPLITSAM_{name.upper()}_"
     command = [
         *(sys.executable, "-m", f"splitsam.{name}_service", "--port", str(port), "--metrics-port", str(metrics_port)),
-        *("--secret-file", str(stack.folder / "secret"), *arguments),
+        *("--secret-file", str(secret_file or stack.folder / "secret"), *arguments),
     ]
     environment = {prefix + "REDIS_URL": stack.redis_url, prefix + "LOG_FORMAT": "text"}
     child = Child(f"{name} service", command, stack.folder / f"{name}-{port}.log", environment)
@@ -206,7 +209,8 @@ def running_service(stack: Stack, name: str, *arguments: str) -> Iterator[Servic
         return is_serving(service.address)
 
     try:
-        wait_until(is_ready, f"the {name} is ready")
+        if until_ready:
+            wait_until(is_ready, f"the {name} is ready")
         yield service
     finally:
         stop_all([child], DEADLINE_S)

@@ -1,4 +1,4 @@
-"""SIGTERM while the services are at work: whatever was accepted is answered, then the process ends with 0."""
+"""Starting, and SIGTERM: while at work, whatever was accepted is answered, then the process ends with 0."""
 
 import signal
 import threading
@@ -14,9 +14,11 @@ from e2e_support import (
     metric,
     point,
     prompt,
+    read_refusal,
     running_service,
     wait_until,
 )
+from grpc_status import rpc_status
 
 from splitsam.v1 import encoder_pb2
 
@@ -33,6 +35,30 @@ def decoder(stack, service_args):
 def encoder(stack, service_args):
     with running_service(stack, "encoder", *service_args) as service:
         yield service
+
+
+def test_starting_service_says_when_to_come_again_and_can_be_stopped(stack, alpha, service_args):
+    with running_service(stack, "encoder", *service_args, until_ready=False) as service:
+
+        def refused_by_the_server():
+            service.child.check_alive("starting")
+            caller = Caller(service.address, stack.decoder, alpha.token)
+            try:
+                caller.encoder.GetModelInfo(encoder_pb2.EncoderServiceGetModelInfoRequest(), **caller.options())
+            except grpc.RpcError as error:
+                return read_refusal(error) if rpc_status.from_call(error) else None
+            finally:
+                caller.close()
+            raise AssertionError("the service was ready before a call met it")
+
+        refused = wait_until(refused_by_the_server, "the port is open")
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
+        assert refused.retry_s == pytest.approx(refused.pushback_ms / 1000)
+        assert refused.retry_s > 0
+        assert not is_serving(service.address)
+        service.child.signal(signal.SIGTERM)
+        assert service.child.wait(60)
+        assert service.child.exit_status() == 0
 
 
 def test_terminated_decoder_answers_what_it_accepted(stack, alpha, decoder, key):
@@ -53,10 +79,10 @@ def test_terminated_decoder_answers_what_it_accepted(stack, alpha, decoder, key)
 
 def test_terminated_encoder_answers_what_it_accepted(stack, alpha, encoder):
     caller = Caller(encoder.address, stack.decoder, alpha.token)
-    requests = [encoder_pb2.EncodeImageRequest(image=image_file(draw(seed))) for seed in range(600, 604)]
+    requests = [encoder_pb2.EncodeImageRequest(image=image_file(draw(seed))) for seed in range(600, 603)]
     calls = [caller.encoder.EncodeImage.future(request, **caller.options()) for request in requests]
     length = {"name": "splitsam_queue_length", "batcher": "encoder"}
-    wait_until(lambda: metric(encoder.metrics_url, **length) >= 3, "all images have been accepted")
+    wait_until(lambda: metric(encoder.metrics_url, **length) >= 2, "all images have been accepted")
     encoder.child.signal(signal.SIGTERM)
     answers = [call.result() for call in calls]
     assert all(answer.stored for answer in answers)

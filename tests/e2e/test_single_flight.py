@@ -1,6 +1,10 @@
-import pytest
-from e2e_support import Caller, draw, image_file, metric, running_service
+import hashlib
 
+import pytest
+from e2e_support import Caller, draw, image_file, metric, redis_of, running_service, wait_until
+from grpc import StatusCode
+
+from splitsam.common.keys import EncodingVersion, KeyRing
 from splitsam.v1 import encoder_pb2
 
 COPIES = 8
@@ -42,6 +46,25 @@ def test_image_sent_to_two_encoders_at_once_is_computed_once(alpha, stack, secon
     assert len({answer.embedding.embedding_key for answer in answers}) == 1
     assert encoded_images(*urls) == before + 1
     assert {answer.cache_hit for answer in answers} == {False, True}
+
+
+@pytest.mark.xfail(strict=True, reason="--claim-wait-ms is waited out although the claim was given back long before")
+def test_encoder_takes_over_when_the_other_gives_its_claim_back(alpha, stack):
+    """The claim of a replica is taken and given back by hand: its caller hung up, or the image was bad."""
+    image = image_file(draw(502), "JPEG")[:3000]
+    info = alpha.encoder.GetModelInfo(encoder_pb2.EncoderServiceGetModelInfoRequest(), **alpha.options()).model
+    version = EncodingVersion(info.model_id, info.preprocess_version, precision="fp32", codec="fp16")
+    keys = KeyRing([(stack.folder / "secret").read_bytes().strip()])
+    [address] = keys.embedding_addresses("alpha", hashlib.sha256(image).digest(), version)
+    claims = {"name": "splitsam_cache_seconds_count", "operation": "claim"}
+    before = metric(stack.metrics_url("encoder"), **claims)
+    with redis_of(stack) as connection:
+        connection.set(address.redis_name("claim"), b"1", px=60_000)
+        call = alpha.encoder.EncodeImage.future(encoder_pb2.EncodeImageRequest(image=image), **alpha.options(5))
+        wait_until(lambda: metric(stack.metrics_url("encoder"), **claims) > before, "the claim was refused")
+        assert not call.done()
+        connection.delete(address.redis_name("claim"))
+    assert call.code() is StatusCode.INVALID_ARGUMENT
 
 
 def test_replica_finds_what_the_other_has_encoded(alpha, stack, second_encoder, photo, encoded):

@@ -1,5 +1,5 @@
 import pytest
-from e2e_support import Caller, ask, point, prompt, redis_of, refusal, write_embedding
+from e2e_support import Caller, ask, point, prompt, redis_of, refusal, running_service, write_embedding
 from grpc import StatusCode
 
 from splitsam.client import Client, SplitsamError
@@ -79,6 +79,21 @@ def test_record_copied_between_tenants_is_not_served(alpha, beta, stack, model_i
     refused = refusal(lambda: beta.click(mine, CLICK))
     assert (refused.code, refused.reason) == (StatusCode.NOT_FOUND, "EMBEDDING_EXPIRED")
     assert alpha.click(mine, CLICK)
+
+
+def test_keys_and_tokens_outlive_a_change_of_the_secret(alpha, stack, service_args, tmp_path, key):
+    token = alpha.click(key, CLICK, refinement_tokens=True)[0].masks[0].refinement_token
+    (tmp_path / "secret").write_text("the secret of tomorrow")
+    arguments = (*service_args, "--previous-secret-file", str(stack.folder / "secret"))
+    with running_service(stack, "decoder", *arguments, secret_file=tmp_path / "secret") as rotated:
+        caller = Caller(stack.encoder, rotated.address, alpha.token)
+        for asked in (CLICK, prompt(refinement_token=token)):
+            assert caller.click(key, asked) == alpha.click(key, asked)
+        renewed = caller.click(key, CLICK, refinement_tokens=True)[0].masks[0].refinement_token
+        assert caller.click(key, prompt(refinement_token=renewed))
+        caller.close()
+    refused = refusal(lambda: alpha.click(key, prompt(refinement_token=renewed)))
+    assert refused.reason == "REFINEMENT_EXPIRED"  # this decoder does not know the new secret
 
 
 def test_client_library_reports_missing_token(stack, photo):

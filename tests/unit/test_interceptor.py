@@ -259,7 +259,7 @@ async def test_a_call_past_its_deadline_is_cancelled_in_the_handler(probe: Probe
 async def test_a_stream_left_while_it_sends_is_closed_and_counted_once(
     probe: Probe, metrics: Metrics, caplog: pytest.LogCaptureFixture
 ):
-    caplog.set_level(logging.INFO, "splitsam.rpc")
+    caplog.set_level(logging.INFO, "splitsam")
     async with running(probe, metrics) as server:
         rpc = call(server, "DownloadEmbedding", "flood", {"x-request-id": "id-5"})
         for _ in range(20):
@@ -268,8 +268,8 @@ async def test_a_stream_left_while_it_sends_is_closed_and_counted_once(
         await probe.finished.wait()
     gc.collect()
     assert counted(metrics, "DownloadEmbedding", "CANCELLED") == 1
-    (line,) = [record for record in caplog.records if record.name == "splitsam.rpc"]
-    assert (line.code, line.request_id) == ("CANCELLED", "id-5")
+    ended, line = [record for record in caplog.records if record.name in ("splitsam.probe", "splitsam.rpc")]
+    assert (ended.message, line.code, line.request_id) == ("flood ended", "CANCELLED", "id-5")
 
 
 async def test_two_streams_on_one_channel_do_not_mix(server: Running, probe: Probe):
