@@ -1,0 +1,116 @@
+"""The kernels compiled for an A100 (sm_80) and an H100 (sm_90) at production tiles, without either."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
+
+import triton
+
+from splitsam.kernels import tiles
+from splitsam.kernels.arguments import head_parts
+from splitsam.kernels.relpos_global import _global_kernel
+from splitsam.kernels.relpos_window import _window_kernel
+
+HEADS = {64: 12, 80: 16}
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+TRITON_TYPES = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+def compiled(kernel, types: dict[str, str], constants: dict[str, object], arch: int, options: dict[str, int]):
+    """As a launch would, with 16-byte alignment of pointers and strides."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = [i for i, name in enumerate(signature) if "*" in signature[name] or "stride" in name]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
+    d0, d1 = head_parts(d)
+    pointers = dict.fromkeys(("qkv", "rel_pos_h", "rel_pos_w", "out"), f"*{dtype}")
+    types = pointers | {"scratch": "*fp32", "scale_log2": "fp32", "stride_batch": "i32", "stride_token": "i32"}
+    constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "GW": 64, "D0": d0, "D1": d1}
+    constants |= {"TABLE_H": 128, "TABLE_W": 128, "SCRATCH_COLUMNS": 64, "BLOCK_N": 64}
+    constants |= {"BLOCK_M": tile.block_m, "TMA": tile.tma}
+    for name, width in (("pairs0", d0), ("pairs1", d1)):
+        if tile.tma and width:
+            types[name] = f"tensordesc<{dtype}[64, {width}]>"
+        else:
+            constants[name] = None
+    return compiled(_global_kernel, types, constants, arch, tile.launch_options())
+
+
+def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
+    d0, d1 = head_parts(d)
+    pointers = dict.fromkeys(("qkv", "qkv_bias", "rel_pos_h", "rel_pos_w", "out"), f"*{dtype}")
+    numbers = {"scale_log2": "fp32", "inverse_scale": "fp32", "stride_batch": "i32", "stride_token": "i32"}
+    constants = {"HEADS": HEADS[d], "GH": 64, "GW": 64, "SIDE": 14, "D0": d0, "D1": d1, "BLOCK_M": tile.block_m}
+    return compiled(_window_kernel, pointers | numbers, constants, arch, tile.launch_options())
+
+
+def registers(binary, folder: Path) -> dict[str, int]:
+    """REG, STACK and so on, as cuobjdump reports them; empty where there is none."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        return {}
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(binary.asm["cubin"])
+    report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize("kernel", ["global", "window"])
+def test_default_tile_compiles_to_matrix_instructions(
+    kernel: str, d: int, dtype: str, arch: int, tmp_path: Path
+) -> None:
+    tile = tiles.lookup_tile("a GPU nobody has tuned", f"{kernel} {d} {dtype}", 1)
+    binary = {"global": compile_global, "window": compile_window}[kernel](tile, d, TRITON_TYPES[dtype], arch)
+    assert ("wgmma.mma_async" if arch == 90 else "mma.sync") in binary.asm["ptx"]
+    assert binary.metadata.shared <= SHARED_BYTES[arch]
+    used = registers(binary, tmp_path)
+    print(f"{kernel} {d} {dtype} sm_{arch}: shared {binary.metadata.shared}, {used}")
+    # A few spilled registers outside the inner loop are cheap; kilobytes would mean a tile that does not fit.
+    assert used.get("STACK", 0) <= 512
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
+    binary = compile_global(tiles.Tile(128, 8, 3, tma=True), d, "bf16", 90)
+    assert "cp.async.bulk.tensor" in binary.asm["ptx"]
+    assert binary.metadata.shared <= SHARED_BYTES[90]
+
+
+def test_every_installed_tile_is_well_formed() -> None:
+    folder = Path(tiles.__file__).parent
+    keys = {f"{k} {d} {dtype}" for k in ("global", "window") for d in (64, 80) for dtype in (*TRITON_TYPES, "float32")}
+    assert set(json.loads((folder / "default.json").read_text())) == keys
+    for path in folder.glob("*.json"):
+        for by_batch in json.loads(path.read_text()).values():
+            assert all(
+                isinstance(tiles.Tile(**tile), tiles.Tile) and int(batch) > 0 for batch, tile in by_batch.items()
+            )
+
+
+def test_tile_of_the_largest_batch_not_above_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = tiles.Tile(64, 4, 3), tiles.Tile(128, 8, 3)
+    path = tiles.write_tiles("Some GPU", {"global 64 bfloat16": {8: large, 1: small}}, tmp_path)
+    monkeypatch.setattr(tiles, "_read", lambda _: json.loads(path.read_text()))
+    tiles.lookup_tile.cache_clear()
+    found = [tiles.lookup_tile("Some GPU", "global 64 bfloat16", batch) for batch in (1, 7, 8, 16)]
+    tiles.lookup_tile.cache_clear()
+    assert found == [small, small, large, large]
