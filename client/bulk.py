@@ -3,10 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from splitsam.client import answers
-from splitsam.client.errors import SplitsamError, error_from_item, stream_broken
+from splitsam.client.errors import SplitsamError, error_from_item, stream_broken, too_large
 from splitsam.client.results import BulkResult, EncodedImage, ImageSource
 from splitsam.client.retry import RetryPolicy
 from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
@@ -33,8 +32,8 @@ class BulkEncode:
         in_flight: images sent and unanswered at any time.
         idle_timeout_s: longest silence of the server while it owes an answer.
         stream_timeout_s: deadline of a stream.
-        probe: a call that returns when the encoder is ready; made before a stream is opened, because a stream
-            that a server refuses while it is written to may not learn of the wait asked for.
+        probe: a call that returns the encoder's limits when it is ready; made before a stream is opened, because a
+            stream that a server refuses while it is written to may not learn of the wait asked for.
         retry: how often an image, or the stream without progress, is sent.
     """
 
@@ -42,12 +41,13 @@ class BulkEncode:
     in_flight: int
     idle_timeout_s: float
     stream_timeout_s: float
-    probe: Callable[[], Operation[Any]]
+    probe: Callable[[], Operation[encoder_pb2.EncoderServiceGetModelInfoResponse]]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
         self._owed: dict[int, _Sent] = {}
         self._to_send: deque[int] = deque()
+        self._max_image_bytes = 0
 
     def steps(self) -> Operation[None]:
         """Emit a result for each image, in order of completion.
@@ -61,7 +61,8 @@ class BulkEncode:
         while True:
             try:
                 if not is_open:
-                    yield from self.probe()
+                    info = yield from self.probe()
+                    self._max_image_bytes = info.limits.max_image_bytes
                     yield OpenBulk(self.stream_timeout_s)
                     is_open = True
                     self._to_send = deque(self._owed)
@@ -94,6 +95,9 @@ class BulkEncode:
                 content, sha256 = yield Load(source)
             except OSError as error:
                 yield Emit(BulkResult(position, source, error=error))
+                continue
+            if 0 < self._max_image_bytes < len(content):  # gRPC's own limit would end the stream
+                yield Emit(BulkResult(position, source, error=too_large("image", len(content), self._max_image_bytes)))
                 continue
             request = encoder_pb2.EncodeImagesRequest(request_id=position, image=content)
             self._owed[position] = _Sent(source, sha256, request)

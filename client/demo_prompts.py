@@ -23,8 +23,10 @@ class DemoPrompt:
 
 
 DEMO_PROMPTS = (
-    DemoPrompt("click on the shadow", points=((300, 150, 1),)),
-    DemoPrompt("box around the fig", box=(422, 244, 720, 520)),
-    DemoPrompt("click on the bowl", points=((820, 230, 1),), is_drawn=False),
-    DemoPrompt("bowl, refined: not the fig", points=((820, 230, 1), (600, 390, 0)), is_refinement=True),
+    DemoPrompt("click on the left hen", points=((131, 410, 1),), is_drawn=False),
+    DemoPrompt("left hen, second click", points=((131, 410, 1), (127, 189, 1)), is_refinement=True),
+    DemoPrompt("box around the second hen", box=(372, 74, 566, 510)),
+    DemoPrompt("box around the third hen", box=(524, 122, 720, 536)),
+    DemoPrompt("click on the right hen", points=((840, 399, 1),), is_drawn=False),
+    DemoPrompt("right hen, not the third", points=((840, 399, 1), (608, 375, 0)), is_refinement=True),
 )

@@ -95,6 +95,17 @@ def error_from_item(error: types_pb2.ItemError) -> SplitsamError:
     )
 
 
+def too_large(field: str, size_bytes: int, max_bytes: int) -> SplitsamError:
+    """What the server would say of a field that is too large to reach it."""
+    description = f"has {size_bytes} bytes; at most {max_bytes} are allowed"
+    return SplitsamError(
+        f"{field}: {description}",
+        code=grpc.StatusCode.INVALID_ARGUMENT,
+        reason="INVALID_ARGUMENT",
+        violations=[FieldViolation(field, description)],
+    )
+
+
 def stream_broken(message: str) -> SplitsamError:
     """The server did not keep to the protocol of a stream."""
     return SplitsamError(message, code=grpc.StatusCode.INTERNAL, reason="STREAM_BROKEN")

@@ -52,7 +52,7 @@ def banner(stack: Stack, info: DeploymentInfo) -> str:
     encoder = info.encoder
     where = "" if stack.settings.encoder_port == 50051 and stack.settings.decoder_port == 50052 else addresses(stack)
     redis = stack.redis_url.rpartition("@")[2].removesuffix("/0")
-    notes = [*encoder.notes, *info.decoders[0].notes]
+    notes = list(dict.fromkeys([*encoder.notes, *info.decoders[0].notes]))
     if encoder.demonstration:
         notes.insert(0, f"{encoder.model} is a demonstration model; give --checkpoint for Meta's weights")
     noted = "".join(f"\n  note        {note}" for note in notes)
@@ -66,7 +66,7 @@ splitsam {importlib.metadata.version("splitsam")} is up
   logs        {stack.folder}
 
 Try in another terminal:
-  splitsam segment {DEMO_PHOTO} --point 500,300 --out overlay.png{where}
+  splitsam segment {DEMO_PHOTO} --point 131,410 --out overlay.png{where}
   splitsam info{where}
   splitsam demo{addresses(stack)}
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 import uuid
@@ -12,16 +13,19 @@ from typing import Any
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from splitsam.common.auth import Authenticator
 from splitsam.common.calls import Call, current_call
-from splitsam.common.errors import InternalError, NotReady, ServiceError
+from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
 
 log = logging.getLogger("splitsam.rpc")
 
 ERROR_DOMAIN = "splitsam.v1"
+# Whoever has just been answered calls again within this time, and is told to come back later.
+_QUIET_S = 0.25
 _OUR_METHODS = "/splitsam."
 _HEALTH_METHODS = "/grpc.health."
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
@@ -38,6 +42,24 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._authenticator = authenticator
         self._metrics = metrics
         self._is_ready = is_ready
+        self._running = 0
+        self._idle = asyncio.Event()
+
+    async def wait_until_idle(self, timeout_s: float) -> None:
+        """Wait until no call has run for a moment, but not for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                self._idle.clear()
+                while self._running or not self._idle.is_set():
+                    self._idle.set()
+                    await asyncio.sleep(_QUIET_S)
+
+    def enter(self) -> None:
+        self._running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self._running -= 1
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
@@ -66,17 +88,24 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrapped(self, handler: grpc.RpcMethodHandler, call: Call) -> grpc.RpcMethodHandler:
-        codecs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        # Requests are parsed here: what grpc's own parsing raises reaches the caller as UNKNOWN, with its text.
+        parse = functools.partial(_parsed, handler.request_deserializer)
+        codecs = {"response_serializer": handler.response_serializer}
 
-        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def unary(request: bytes, context: grpc.aio.ServicerContext) -> Any:
             async with _Observed(self, call, context):
-                return await handler.unary_unary(request, context)
+                return await handler.unary_unary(parse(request), context)
 
-        async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            replies = (handler.unary_stream or handler.stream_stream)(request, context)
+        async def unary_stream(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async with (
+                _Observed(self, call, context),
+                contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies,
+            ):
+                async for reply in replies:
+                    yield reply
+
+        async def stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            replies = handler.stream_stream((parse(request) async for request in requests), context)
             async with _Observed(self, call, context), contextlib.aclosing(replies):
                 async for reply in replies:
                     yield reply
@@ -84,8 +113,15 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(unary, **codecs)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(stream, **codecs)
+            return grpc.unary_stream_rpc_method_handler(unary_stream, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+
+def _parsed(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError as error:
+        raise InvalidArgument("request", "is not a message of this method") from error
 
 
 class _Observed:
@@ -97,6 +133,7 @@ class _Observed:
         self._context = context
 
     async def __aenter__(self) -> None:
+        self._interceptor.enter()
         self._start_s = time.perf_counter()
         current_call.set(dataclasses.replace(self._call, deadline_s=self._deadline_s()))
         self._context.set_trailing_metadata((("x-request-id", self._call.request_id),))
@@ -106,6 +143,7 @@ class _Observed:
         return None if remaining_s is None else time.monotonic() + remaining_s
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        self._interceptor.leave()
         elapsed_s = time.perf_counter() - self._start_s
         method = self._call.method.rpartition("/")[2]
         failure = _as_service_error(error)

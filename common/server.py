@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -73,7 +74,12 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
             await checks.set(name, _NOT_SERVING)
         if ready.is_set():
             await asyncio.sleep(settings.drain_delay_ms / 1000)
-        await server.stop(settings.grace_ms / 1000)
+            # grpc.aio ends calls that arrive while it stops as CANCELLED, which nobody sends again: so turn them away
+            # with UNAVAILABLE first, and stop when the running calls have ended and those refused know.
+            ready.clear()
+        until_s = time.monotonic() + settings.grace_ms / 1000
+        await interceptor.wait_until_idle(settings.grace_ms / 1000)
+        await server.stop(max(0.0, until_s - time.monotonic()))
         await service.close()
         log.info("stopped", extra={"service": service.full_name})
 

@@ -128,9 +128,9 @@ class EncodePipeline:
         except CacheUnavailable:
             header = None  # encode anyway; storing will be tried, and the reply says what became of it
         cache_ms = (time.perf_counter() - start_s) * 1000
-        if header is not None:
-            return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
         try:
+            if header is not None:
+                return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
             return await self._compute(image, addresses[0], lane, cache_ms)
         finally:
             if claimed:
@@ -176,7 +176,7 @@ class EncodePipeline:
         until_s = time.monotonic() + self._settings.claim_wait_ms / 1000
         while (header := await self._peek(addresses)) is None:
             if await self._cache.claim(addresses[0], ttl_ms=self._settings.encode_timeout_ms):
-                return None, True
+                return await self._peek(addresses), True  # the last holder may have stored it since we looked
             if time.monotonic() >= until_s:
                 return None, False
             await asyncio.sleep(_CLAIM_POLL_S)

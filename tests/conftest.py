@@ -13,6 +13,10 @@ hypothesis.settings.register_profile("splitsam", deadline=None)
 hypothesis.settings.load_profile("splitsam")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the services of the end-to-end tests compute: cpu or cuda")
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     """One Redis for all tests that leave it running; they keep apart by their keys."""

@@ -49,8 +49,13 @@ def tenant_args(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def service_args(weights, tenant_args):
-    return "--checkpoint", str(weights), *tenant_args
+def device_args(pytestconfig):
+    return "--device", pytestconfig.getoption("--device")
+
+
+@pytest.fixture(scope="session")
+def service_args(weights, device_args, tenant_args):
+    return "--checkpoint", str(weights), *device_args, *tenant_args
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +69,14 @@ def stack(service_args, tmp_path_factory):
     )
     with Stack(settings.on_free_ports()) as running:
         yield running
+        for name in ("encoder", "decoder"):
+            assert "rpc failed" not in running.children[name].log_path.read_text()  # no test met a defect unseen
 
 
 @pytest.fixture(scope="session")
-def open_stack(weights, tmp_path_factory):
+def open_stack(weights, device_args, tmp_path_factory):
     """A second deployment, without tenants, to stop parts of; its decoder keeps one embedding in memory."""
-    arguments = ("--checkpoint", str(weights), "--redis-timeout-ms", "500")
+    arguments = ("--checkpoint", str(weights), *device_args, "--redis-timeout-ms", "500")
     settings = StackSettings(
         encoder_args=arguments,
         decoder_args=(*arguments, "--memory-bytes", str(2 * 256 * 64 * 64)),

@@ -34,7 +34,9 @@ FOREGROUND, BACKGROUND = decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_L
 DEADLINE_S = 60.0
 _POLL_S = 0.01
 # Signs of an exception, a source file or an address in a text that a client gets to see.
-_LEAK = re.compile(r"Traceback|Exception|Error\b|\.py\b|/tmp/|/work/|site-packages|torch|PIL|redis://|127\.0\.0\.1")
+_LEAK = re.compile(
+    r"Traceback|Exception|Error\b|\.py\b|/tmp/|/home/|/root/|site-packages|torch|PIL|redis://|127\.0\.0\.1"
+)
 _CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.enable_http_proxy", 0)]
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

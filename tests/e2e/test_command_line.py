@@ -135,24 +135,22 @@ def test_bad_setting_of_a_service_is_one_line(tmp_path):
 
 
 def test_up_serves_until_it_is_told_to_stop(weights, picture, tmp_path):
-    command = [COMMAND, "up", "--free-ports", "--checkpoint", str(weights), "--run-folder", str(tmp_path / "run")]
+    options = "--checkpoint", str(weights), "--device", "cpu", "--run-folder", str(tmp_path / "run")
+    command = [COMMAND, "up", "--free-ports", *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as up:
-        lines = iter(up.stdout.readline, "")
-        shown = []
-        for line in lines:
-            shown.append(line)
-            if line.startswith("Ctrl-C"):
-                break
-        text = "".join(shown)
-        assert "demonstration model" in text
-        [encoder, decoder] = [
-            line.split()[1] for line in shown if line.split() and line.split()[0] in ("encoder", "decoder")
-        ]
-        where = "--encoder", encoder, "--decoder", decoder
-        result = run("segment", picture, "--point", "100,120", *where, folder=tmp_path)
-        up.terminate()
-        assert list(lines)[-1] == "stopped\n"
-    assert result.returncode == 0
+        try:
+            shown = []
+            while (line := up.stdout.readline()) and not line.startswith("Ctrl-C"):
+                shown.append(line)
+            assert "demonstration model" in "".join(shown)
+            words = [line.split() for line in shown if line.strip()]
+            encoder, decoder = (next(row[1] for row in words if row[0] == name) for name in ("encoder", "decoder"))
+            where = "--encoder", encoder, "--decoder", decoder
+            result = run("segment", picture, "--point", "100,120", *where, folder=tmp_path)
+            assert result.returncode == 0, result.stderr
+        finally:
+            up.terminate()
+        assert up.stdout.read().splitlines()[-1] == "stopped"
     assert up.returncode == 0
     wait_until(lambda: not is_serving(encoder) and not is_serving(decoder), "both services are gone")

@@ -60,7 +60,6 @@ def test_image_far_over_the_limit_is_refused_before_it_is_received(alpha):
     assert "larger than max" in caught.value.details()
 
 
-@pytest.mark.xfail(strict=True, reason="gRPC's own size limit ends the whole stream, and with it `splitsam encode`")
 def test_image_far_over_the_limit_does_not_end_bulk_encoding(client, photo, key):
     results = {result.position: result for result in client.encode_many([bytes(MAX_BYTES + 2**20), photo])}
     assert [violation.field for violation in results[0].error.violations] == ["image"]

@@ -4,7 +4,7 @@ import signal
 from urllib.parse import urlsplit
 
 import pytest
-from e2e_support import Caller, draw, image_file, point, prompt, redis_of, refusal, wait_until, write_embedding
+from e2e_support import Caller, draw, image_file, metric, point, prompt, redis_of, refusal, wait_until, write_embedding
 from grpc import RpcError, StatusCode
 
 from splitsam.client import Client, SplitsamError
@@ -51,11 +51,17 @@ def until_cache_answers(caller):
     wait_until(answers, "the services use Redis again")
 
 
-def assert_outage_is_survived(caller, known, image):
+def assert_outage_is_survived(stack, caller, known, image):
     resident, other = known
-    made = caller.encode(image)
+    images = {"name": "splitsam_batch_fill_sum", "batcher": "encoder"}
+    before = metric(stack.metrics_url("encoder"), **images)
+    request = encoder_pb2.EncodeImageRequest(image=image)
+    calls = [caller.encoder.EncodeImage.future(request, **caller.options()) for _ in range(4)]
+    made, *others = [call.result() for call in calls]
     assert (made.cache_hit, made.stored) == (False, False)
     assert len(made.embedding.embedding_key) == 64
+    assert all(other.embedding == made.embedding for other in others)
+    assert metric(stack.metrics_url("encoder"), **images) == before + 1
     for use in (
         lambda: caller.click(other, CLICK),
         lambda: caller.click(made.embedding.embedding_key, CLICK),
@@ -75,7 +81,7 @@ def test_services_go_on_while_redis_hangs(open_stack, caller, known):
     image = image_file(draw(400))
     open_stack.children["redis"].signal(signal.SIGSTOP)
     try:
-        assert_outage_is_survived(caller, known, image)
+        assert_outage_is_survived(open_stack, caller, known, image)
     finally:
         open_stack.children["redis"].signal(signal.SIGCONT)
     until_cache_answers(caller)
@@ -90,7 +96,7 @@ def test_services_go_on_when_redis_dies_and_use_it_when_it_is_back(open_stack, c
         assert handle.stored
         open_stack.children["redis"].signal(signal.SIGKILL)
         assert open_stack.children["redis"].wait(10)
-        assert_outage_is_survived(caller, known, image_file(draw(402)))
+        assert_outage_is_survived(open_stack, caller, known, image_file(draw(402)))
 
         restart_redis(open_stack)
         until_cache_answers(caller)

@@ -5,16 +5,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where each package of the wheel lies in the tree.
-FOLDERS = {name: name for name in ("common", "encoder_service", "decoder_service", "client")} | {
-    "v1": "protos/splitsam/v1"
-}
 # What earlier builds have left behind must not be needed, nor get in.
 LEFT_OUT = (".*", "__pycache__", "build", "dist", "out", "*.egg-info", "*_pb2*", "tests", "training", "bench")
 
@@ -31,6 +28,8 @@ def modules(folder):
 
 @pytest.mark.long
 def test_wheel_installs_only_splitsam_and_its_command(tmp_path):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {name.removeprefix("splitsam."): folder for name, folder in settings["package-dir"].items()}
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT_OUT))
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", source)
@@ -43,8 +42,8 @@ def test_wheel_installs_only_splitsam_and_its_command(tmp_path):
     [info] = packages.glob("splitsam-*.dist-info")
     installed = packages / "splitsam"
     assert {path.name for path in packages.iterdir()} - before == {"splitsam", info.name}
-    assert {path.name for path in installed.iterdir()} - {"__pycache__"} == FOLDERS.keys()
-    for name, folder in FOLDERS.items():
+    assert {path.name for path in installed.iterdir()} - {"__pycache__"} == folders.keys()
+    for name, folder in folders.items():
         assert modules(installed / name) == modules(ROOT / folder)
     for name in ("encoder", "decoder", "types"):
         assert (installed / "v1" / f"{name}_pb2.py").is_file()

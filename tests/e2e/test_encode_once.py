@@ -48,7 +48,6 @@ def test_image_sent_to_two_encoders_at_once_is_computed_once(alpha, stack, secon
     assert {answer.cache_hit for answer in answers} == {False, True}
 
 
-@pytest.mark.xfail(strict=True, reason="--claim-wait-ms is waited out although the claim was given back long before")
 def test_encoder_takes_over_when_the_other_gives_its_claim_back(alpha, stack):
     """The claim of a replica is taken and given back by hand: its caller hung up, or the image was bad."""
     image = image_file(draw(502), "JPEG")[:3000]

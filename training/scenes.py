@@ -1,0 +1,308 @@
+"""Draw labelled scenes in batches on the device: layers painted from back to front over a photograph or a texture.
+
+Each pixel gets a code, `layer * 16 + part`; an object is a set of codes (see `objects.py`). Layer 0 is the
+background, layers 1 and 2 may be regions such as ground or sky, later ones are cut-outs, silhouettes with a texture,
+or patches painted on the layer before them. Codes are modal: they name what can be seen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from training.pool import Materials
+
+LAYERS = 13
+PARTS = 16
+NOTHING = LAYERS * PARTS
+CODES = 256
+REGION_LAYERS = 2
+SHADOW_CELL_PX = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to paint, decided on the host: [layer, scene] arrays, layer 0 being the background.
+
+    active, is_cutout, own_colours, is_child: bool
+    cutout, silhouette, horizon, fill: int64, indices into the materials
+    centre, size: [layer, scene, 2] in frame units, the frame being [-1, 1]; size is half the extent
+    angle: radians
+    softness: width of the outline, pixels
+    """
+
+    active: np.ndarray
+    is_cutout: np.ndarray
+    own_colours: np.ndarray
+    is_child: np.ndarray
+    cutout: np.ndarray
+    silhouette: np.ndarray
+    horizon: np.ndarray
+    fill: np.ndarray
+    centre: np.ndarray
+    size: np.ndarray
+    angle: np.ndarray
+    softness: np.ndarray
+    photograph: np.ndarray
+    plain: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Drawn images and their labels.
+
+    images: [B, 3, S, S] float32, RGB 0..255, zero outside the valid frame
+    valid: [B, 1, S, S] bool, the frame: images need not be square, padding is right or below
+    codes: [B, S, S] int64
+    is_child: [B, LAYERS] bool, the layer is a patch on the one before it
+    plain: [B] bool, the background is a thing of its own rather than a photograph of many
+    """
+
+    images: torch.Tensor
+    valid: torch.Tensor
+    codes: torch.Tensor
+    is_child: torch.Tensor
+    plain: torch.Tensor
+
+
+def upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array as float32 on the device, without waiting for it."""
+    return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)
+
+
+def plan_sizes(rng: np.random.Generator, batch: int) -> np.ndarray:
+    """Half extents, the larger ones mostly at the back: [LAYERS, batch] float64."""
+    typical = np.exp(rng.uniform(np.log(0.12), np.log(0.75), batch))
+    sizes = np.clip(typical * np.exp(rng.normal(0, 0.6, (LAYERS, batch))), 0.02, 1.1)
+    order = np.argsort(-np.log(sizes) + rng.normal(0, 0.4, sizes.shape), 0)
+    return np.take_along_axis(sizes, order, 0)
+
+
+def plan_scenes(materials: Materials, batch: int, rng: np.random.Generator) -> Plan:
+    """Decide on the contents of a batch of scenes."""
+    shape = (LAYERS, batch)
+    layer = np.arange(LAYERS)[:, None]
+    is_region = (layer >= 1) & (layer <= REGION_LAYERS)
+    has_cutouts = len(materials.cutouts) > 0
+    active = np.where(is_region, rng.random(shape) < 0.28, rng.random(shape) < rng.uniform(0.08, 0.95, batch))
+    active[REGION_LAYERS + 1] = True
+    is_cutout = (rng.random(shape) < 0.8) & has_cutouts & ~is_region
+    size = plan_sizes(rng, batch)
+    cutout = (
+        rng.choice(len(materials.cutouts), shape, p=materials.cutout_odds) if has_cutouts else np.zeros(shape, np.int64)
+    )
+    centre = rng.uniform(-0.95, 0.95, (*shape, 2))
+    angle = np.where(rng.random(shape) < 0.75, rng.normal(0, 0.25, shape), rng.uniform(-np.pi, np.pi, shape))
+    is_child = (rng.random(shape) < 0.22) & (layer > REGION_LAYERS + 1)
+    twin = (rng.random(shape) < 0.2) & (layer > REGION_LAYERS + 1) & ~is_child
+    for i in range(REGION_LAYERS + 2, LAYERS):
+        is_child[i] &= ~is_child[i - 1] & active[i - 1] & active[i]
+        cutout[i] = np.where(twin[i], cutout[i - 1], cutout[i])
+        size[i] = np.where(twin[i], size[i - 1] * rng.uniform(0.8, 1.2, batch), size[i])
+        size[i] = np.where(is_child[i], size[i - 1] * rng.uniform(0.2, 0.7, batch), size[i])
+        beside = centre[i - 1] + size[i - 1][:, None] * rng.uniform(-1.8, 1.8, (batch, 2))
+        on_top = centre[i - 1] + size[i - 1][:, None] * rng.uniform(-0.7, 0.7, (batch, 2))
+        centre[i] = np.where(twin[i][:, None], beside, np.where(is_child[i][:, None], on_top, centre[i]))
+    stretch = np.exp(rng.normal(0, 0.25, shape))
+    size_xy = np.stack([size * stretch, size / stretch], -1)
+    region_size = rng.uniform(1.2, 2.5, (*shape, 1)) * np.ones(2)
+    return Plan(
+        active=active,
+        is_cutout=is_cutout & ~(is_child & (rng.random(shape) < 0.7)),
+        own_colours=rng.random(shape) < 0.88,
+        is_child=is_child,
+        cutout=cutout,
+        silhouette=rng.integers(0, len(materials.silhouettes), shape),
+        horizon=rng.integers(0, len(materials.horizons), shape),
+        fill=rng.integers(0, len(materials.fills), shape),
+        centre=np.where(is_region[..., None], rng.uniform(-0.7, 0.7, (*shape, 2)), centre),
+        size=np.where(is_region[..., None], region_size, size_xy),
+        angle=angle,
+        softness=rng.uniform(0.8, 3.5, shape),
+        photograph=rng.integers(0, max(1, len(materials.photographs)), batch),
+        plain=(rng.random(batch) < 0.3) | (len(materials.photographs) == 0),
+    )
+
+
+def make_frame(side_px: int, device: torch.device) -> torch.Tensor:
+    """Pixel centres in frame units: [1, side, side, 2] float32, (x, y)."""
+    line = (torch.arange(side_px, device=device) + 0.5) * (2 / side_px) - 1
+    return torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)[None]
+
+
+def draw_warp(batch: int, side_px: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+    """A gentle displacement of the whole plane: [batch, side, side, 2] float32, frame units."""
+    strength = rng.uniform(0, 0.05, (batch, 1, 1, 1))
+    coarse = upload(rng.normal(0, 1, (batch, 2, 7, 7)) * strength, device)
+    return F.interpolate(coarse, (side_px, side_px), mode="bicubic").permute(0, 2, 3, 1)
+
+
+def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array of one number a scene as [B, 1, 1, 1] float32."""
+    return upload(values, device).view(-1, 1, 1, 1)
+
+
+def place(frame: torch.Tensor, centre: np.ndarray, size: np.ndarray, angle: np.ndarray) -> torch.Tensor:
+    """Frame coordinates to a layer's local ones: [B, side, side, 2], the layer covering [-1, 1]."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    rows = np.stack([np.stack([cos, sin], -1) / size[:, :1], np.stack([-sin, cos], -1) / size[:, 1:]], 1)
+    matrix = upload(rows, frame.device)
+    shift = upload(np.einsum("bij,bj->bi", rows, centre), frame.device)
+    x, y = frame.unbind(-1)
+    return torch.stack(
+        [x * matrix[:, i, 0, None, None] + y * matrix[:, i, 1, None, None] - shift[:, i, None, None] for i in range(2)],
+        -1,
+    )
+
+
+def pick(bank: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+    """Rows of a bank as float32."""
+    return bank[torch.from_numpy(index).to(bank.device, non_blocking=True)].float()
+
+
+def sample_fill(materials: Materials, frame: torch.Tensor, fill: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Cut a piece out of each scene's fill, lit across by a gradient: [B, 3, side, side] float32, 0..255."""
+    batch = len(fill)
+    size = np.exp(rng.uniform(np.log(0.5), np.log(3.0), (batch, 1))) * np.ones(2)
+    grid = place(frame, rng.uniform(-1, 1, (batch, 2)), size, rng.uniform(-np.pi, np.pi, batch))
+    colours = F.grid_sample(pick(materials.fills, fill), grid, padding_mode="reflection", align_corners=False)
+    slope = rng.normal(0, 0.35, (2, batch)) * rng.choice([0, 1], batch)
+    x, y = frame[..., 0][:, None], frame[..., 1][:, None]
+    light = 1 + send(slope[0], frame.device) * x + send(slope[1], frame.device) * y
+    return colours * light.clamp(0.2, 2)
+
+
+def jitter(colours: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Change gain, contrast and white balance a little, scene by scene."""
+    batch, device = len(colours), colours.device
+    contrast = send(rng.uniform(0.7, 1.2, batch), device)
+    gain = upload(np.exp(rng.normal(0, 0.06, (batch, 3, 1, 1))), device)
+    return ((colours - 128) * contrast + 128 + send(rng.normal(0, 16, batch), device)) * gain
+
+
+def paint_background(
+    materials: Materials, plan: Plan, frame: torch.Tensor, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest layer: images [B, 3, side, side] float32 and codes [B, side, side] int64."""
+    batch, side = len(plan.plain), frame.shape[1]
+    images = jitter(sample_fill(materials, frame, plan.fill[0], rng), rng)
+    codes = torch.zeros(batch, side, side, dtype=torch.int64, device=frame.device)
+    if len(materials.photographs):
+        zoom = np.exp(rng.uniform(np.log(1.0), np.log(2.6), batch))
+        aspect = materials.photograph_aspect[plan.photograph]
+        size = np.stack([np.maximum(aspect, 1), np.maximum(1 / aspect, 1)], -1) * zoom[:, None]
+        size[:, 0] *= rng.choice([-1, 1], batch)
+        centre = (np.abs(size) - 1) * rng.uniform(-1, 1, (batch, 2))
+        grid = place(frame, centre, size, rng.normal(0, 0.05, batch))
+        source = pick(materials.photographs, plan.photograph)
+        colours = F.grid_sample(source[:, :3], grid, padding_mode="reflection", align_corners=False)
+        regions = F.grid_sample(source[:, 3:], grid, mode="nearest", padding_mode="reflection", align_corners=False)
+        is_photograph = send(~plan.plain, frame.device) > 0
+        images = torch.where(is_photograph, jitter(colours, rng), images)
+        codes = torch.where(is_photograph[:, 0], regions[:, 0].long().clamp(0, PARTS - 1), codes)
+    cell = side // 64
+    blurred = F.avg_pool2d(F.avg_pool2d(images, cell), 3, 1, 1, count_include_pad=False)
+    blurred = F.interpolate(blurred, (side, side), mode="bilinear")
+    share = send(np.where(rng.random(batch) < 0.3, rng.uniform(0.4, 1, batch), 0), frame.device)
+    return images.lerp(blurred, share), codes
+
+
+def cast_shadow(images: torch.Tensor, alpha: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Darken what lies under and beside a layer, softly; some scenes only."""
+    batch, side = len(images), images.shape[-1]
+    cell = side // (1024 // SHADOW_CELL_PX)
+    soft = F.avg_pool2d(F.avg_pool2d(alpha, cell), 5, 1, 2)
+    dx, dy = rng.integers(-3, 4), rng.integers(-1, 4)
+    soft = torch.roll(soft, (int(dy), int(dx)), (2, 3))
+    strength = send(rng.uniform(0, 0.6, batch) * (rng.random(batch) < 0.5), images.device)
+    return images * (1 - strength * F.interpolate(soft, (side, side), mode="bilinear"))
+
+
+def draw_outline(materials: Materials, plan: Plan, layer: int, grid: torch.Tensor) -> torch.Tensor:
+    """Opacity of a silhouette layer: [B, 1, side, side] float32 in 0..1."""
+    bank, index = (
+        (materials.horizons, plan.horizon) if 1 <= layer <= REGION_LAYERS else (materials.silhouettes, plan.silhouette)
+    )
+    field = F.grid_sample(pick(bank, index[layer])[:, None], grid, padding_mode="border", align_corners=False)
+    if layer > REGION_LAYERS:
+        field = torch.minimum(field, 1 - grid.abs().amax(-1)[:, None])
+    local_px = plan.size[layer].min(-1) * grid.shape[1] / 2
+    return (0.5 + field * send(local_px / plan.softness[layer], grid.device)).clamp(0, 1)
+
+
+def paint_layer(
+    materials: Materials, plan: Plan, layer: int, frame: torch.Tensor, warp: torch.Tensor, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One layer of every scene: colours [B, 3, s, s], opacity [B, 1, s, s] and part labels [B, s, s]."""
+    device = frame.device
+    size = plan.size[layer].copy()
+    size[:, 0] *= rng.choice([-1, 1], len(size))
+    grid = place(frame + warp, plan.centre[layer], size, plan.angle[layer])
+    alpha = draw_outline(materials, plan, layer, grid)
+    colours = jitter(sample_fill(materials, frame, plan.fill[layer], rng), rng)
+    parts = torch.zeros_like(alpha)
+    if len(materials.cutouts) and layer > REGION_LAYERS:
+        source = pick(materials.cutouts, plan.cutout[layer])
+        sampled = F.grid_sample(source[:, :4], grid, align_corners=False)
+        is_cutout = send(plan.is_cutout[layer], device) > 0
+        sharpness = send(rng.uniform(1.0, 3.5, len(size)), device)
+        cutout_alpha = ((sampled[:, 3:] / 255 - 0.5) * sharpness + 0.5).clamp(0, 1)
+        alpha = torch.where(is_cutout, cutout_alpha, alpha)
+        own = is_cutout & (send(plan.own_colours[layer], device) > 0)
+        colours = torch.where(own, jitter(sampled[:, :3], rng), colours)
+        labels = F.grid_sample(source[:, 4:], grid, mode="nearest", align_corners=False)
+        parts = torch.where(own, labels, parts)
+    return colours, alpha * send(plan.active[layer], device), parts[:, 0].long()
+
+
+def finish(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """The camera: exposure, vignette, blur and noise. [B, 3, S, S] float32 in 0..255."""
+    batch, side, device = len(images), images.shape[-1], images.device
+    images = images.clamp(0, 255) / 255
+    images = images.clamp(min=1e-3) ** send(np.exp(rng.normal(0, 0.25, batch)), device)
+    light = make_frame(side, device)
+    slope = rng.normal(0, 0.2, (2, batch))
+    images = images * (1 + send(slope[0], device) * light[..., 0] + send(slope[1], device) * light[..., 1])
+    blurred = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    images = images.lerp(blurred, send(rng.uniform(0, 1, batch) * (rng.random(batch) < 0.5), device))
+    seed = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
+    noise = torch.empty_like(images).normal_(generator=seed)
+    return ((images + noise * send(rng.uniform(0, 0.04, batch) ** 1.5, device)) * 255).clamp(0, 255)
+
+
+def draw_frames(batch: int, side_px: int, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+    """Which pixels are inside each image: half of them square, the others cut right or below. [B, 1, S, S] bool."""
+    short = np.where(rng.random(batch) < 0.6, rng.uniform(0.5, 0.95, batch), 1)
+    cut_right = rng.random(batch) < 0.3
+    line = torch.arange(side_px, device=device)
+    width = send(np.where(cut_right, short, 1) * side_px, device)
+    height = send(np.where(cut_right, 1, short) * side_px, device)
+    return (line.view(1, 1, 1, -1) < width) & (line.view(1, 1, -1, 1) < height)
+
+
+@torch.no_grad()
+def draw_scenes(materials: Materials, batch: int, side_px: int, rng: np.random.Generator) -> Scenes:
+    """Draw a batch of scenes. The host's generator decides everything, so a seed names a batch."""
+    device = materials.fills.device
+    plan = plan_scenes(materials, batch, rng)
+    frame = make_frame(side_px, device)
+    images, codes = paint_background(materials, plan, frame, rng)
+    warp = draw_warp(batch, side_px, rng, device)
+    below = torch.zeros_like(images[:, :1])
+    for layer in range(1, LAYERS):
+        colours, alpha, parts = paint_layer(materials, plan, layer, frame, warp, rng)
+        on_parent = send(plan.is_child[layer], device) > 0
+        alpha = torch.where(on_parent, alpha * below, alpha)
+        images = torch.where(on_parent, images, cast_shadow(images, alpha, rng))
+        images = images.lerp(colours, alpha)
+        codes = torch.where(alpha[:, 0] > 0.5, layer * PARTS + parts.clamp(0, PARTS - 1), codes)
+        below = torch.where(send(plan.active[layer], device) > 0, alpha, below)
+    valid = draw_frames(batch, side_px, rng, device)
+    return Scenes(
+        images=finish(images, rng) * valid,
+        valid=valid,
+        codes=torch.where(valid[:, 0], codes, NOTHING),
+        is_child=torch.from_numpy(plan.is_child.T.copy()).to(device, non_blocking=True),
+        plain=torch.from_numpy(plan.plain).to(device, non_blocking=True),
+    )
