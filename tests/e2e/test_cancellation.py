@@ -40,6 +40,7 @@ def test_cancelled_clicks_leave_the_queue_and_the_next_is_served(alpha, key, dec
     assert answer.masks
 
 
+@pytest.mark.needs_slow_model
 def test_expired_click_leaves_the_queue_and_the_next_is_served(alpha, key, decoder_metric, busy_decoder):
     dropped = decoder_metric("splitsam_dropped_total")
     calls = [alpha.decoder.PredictMasks.future(ask({key: [CLICK] * 8}), **alpha.options(0.5)) for _ in range(40)]
@@ -67,6 +68,7 @@ def test_cancelled_stream_leaves_nothing_behind(alpha, key, stack, decoder_metri
     assert answer.masks
 
 
+@pytest.mark.needs_slow_model
 def test_cancelled_encodes_leave_queue_and_claims_and_the_next_is_served(alpha, stack, encoder_metric):
     dropped = encoder_metric("splitsam_dropped_total", why="cancelled")
     images = [image_file(draw(seed)) for seed in range(300, 304)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image, ImageChops
 
 from splitsam.client.processes import free_ports
 
-COMMAND = str(Path(sys.executable).with_name("splitsam"))
+COMMAND = shutil.which("splitsam", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def run(*arguments, folder):

@@ -186,6 +186,7 @@ def test_full_queue_is_refused_with_pushback(forgetful, key):
         assert refused.pushback_ms == pytest.approx(1000 * refused.retry_s, abs=1)
 
 
+@pytest.mark.needs_slow_model
 def test_request_that_outlasts_its_time_is_refused_with_pushback(forgetful, key):
     refused = refusal(lambda: forgetful.click(key, *[CLICK] * 1000))
     assert (refused.code, refused.reason) == (StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_TOO_SHORT")

@@ -63,10 +63,11 @@ def test_served_embedding_is_the_references_rounded_to_fp16(client, key, predict
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_served_masks_match_reference_on_same_embedding(predictor, served, case):
-    """With the embedding rounded to fp16 on both sides, only rounding of fp32 and of the logits' transport is left."""
+def test_served_masks_match_reference_on_same_embedding(client, key, predictor, served, case):
+    """With the stored embedding on both sides, only rounding of fp32 and of the logits' transport is left."""
     exact = predictor.get_image_embedding()
-    masks, iou, logits = predict(predictor, exact.half().float(), *CASES[case])
+    stored = torch.from_numpy(client.download_embedding(key).values)[None].float()
+    masks, iou, logits = predict(predictor, stored, *CASES[case])
     predictor.features = exact
     served_masks, served_iou, served_logits = served(*CASES[case])
     np.testing.assert_allclose(served_logits, logits, atol=ROUNDING, rtol=FP16)

@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -23,7 +24,7 @@ from e2e_support import (
 )
 from grpc_status import rpc_status
 
-from splitsam.v1 import encoder_pb2
+from splitsam.v1 import decoder_pb2, encoder_pb2
 
 CLICK = prompt(point(10, 10))
 
@@ -151,3 +152,18 @@ def test_terminated_decoder_loses_no_call_that_it_accepted(aftermath):
 
 def test_terminated_decoder_turns_callers_away_with_unavailable(aftermath):
     assert {error.code() for error in aftermath.refused.values()} == {grpc.StatusCode.UNAVAILABLE}
+
+
+def test_idle_stream_does_not_hold_up_the_end(stack, alpha, service_args, key):
+    with running_service(stack, "decoder", *service_args, "--grace-ms", "600000") as service:
+        caller = Caller(stack.encoder, service.address, alpha.token)
+        requests = SimpleQueue()
+        answers = caller.decoder.PredictMasksStream(iter(requests.get, None), **caller.options())
+        requests.put(decoder_pb2.PredictMasksStreamRequest(request_id=1, request=ask({key: [CLICK]})))
+        assert next(answers).request_id == 1
+        service.child.signal(signal.SIGTERM)
+        assert list(answers) == []
+        assert service.child.wait(60)  # a tenth of the grace
+        assert service.child.exit_status() == 0
+        requests.put(None)
+        caller.close()

@@ -51,20 +51,16 @@ def test_redis_password_is_no_argument(embedded):
 
 
 def test_no_redis_server_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(redis_server.importlib, "import_module", raise_import_error)
+    monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(redis_server.shutil, "which", lambda name: None)
     with pytest.raises(StackError, match="install redis"):
         find_redis_server()
 
 
 def test_redis_server_of_the_path_is_the_second_choice(monkeypatch):
-    monkeypatch.setattr(redis_server.importlib, "import_module", raise_import_error)
+    monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(redis_server.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert find_redis_server() == "/usr/bin/redis-server"
-
-
-def raise_import_error(name):
-    raise ImportError(name)
 
 
 def test_port_in_use_is_named_with_its_option(embedded):
