@@ -10,7 +10,7 @@ import grpc.aio
 
 from splitsam.client.answers import read_source
 from splitsam.client.connection import Connection
-from splitsam.client.errors import SplitsamError, error_from_rpc, stream_broken
+from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
 from splitsam.client.results import BulkResult, ImageSource
 from splitsam.client.steps import (
     CloseBulk,
@@ -165,7 +165,7 @@ async def error_of_call(call: Any, address: str) -> SplitsamError:
     """
     code, trailing = await call.code(), await call.trailing_metadata()
     if code is grpc.StatusCode.OK:
-        return stream_broken(f"{address}: the server ended the stream")
+        return stream_ended(f"{address}: the server ended the stream")
     if code is grpc.StatusCode.INTERNAL and not trailing:
         return SplitsamError(
             f"{address}: the stream ended, and grpc.aio lost the reason",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from splitsam.client import answers
-from splitsam.client.errors import SplitsamError, error_from_item, stream_broken, too_large
+from splitsam.client.errors import SplitsamError, error_from_item, stream_broken, stream_ended, too_large
 from splitsam.client.results import BulkResult, EncodedImage, ImageSource
 from splitsam.client.retry import RetryPolicy
 from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
@@ -71,8 +71,8 @@ class BulkEncode:
                     yield CloseBulk(self.idle_timeout_s)
                     return
                 response = yield ReceiveBulk(self.idle_timeout_s)
-                failures = 0
                 yield from self._settle(response)
+                failures = 0
             except SplitsamError as error:
                 failures += 1
                 wait_s = self.retry.wait_s(error, failures, self.stream_timeout_s)
@@ -104,8 +104,10 @@ class BulkEncode:
             self._to_send.append(position)
 
     def _settle(self, response: encoder_pb2.EncodeImagesResponse | None) -> Operation[None]:
-        if response is None or response.request_id not in self._owed:
-            raise stream_broken(f"the encoder owes {len(self._owed)} answers and ended the stream or sent another")
+        if response is None:
+            raise stream_ended(f"the encoder owes {len(self._owed)} answers and ended the stream")
+        if response.request_id not in self._owed:
+            raise stream_broken(f"the encoder answered an image that was not sent: {response.request_id}")
         position = response.request_id
         sent = self._owed[position]
         if response.WhichOneof("outcome") == "error":

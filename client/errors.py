@@ -106,6 +106,11 @@ def too_large(field: str, size_bytes: int, max_bytes: int) -> SplitsamError:
     )
 
 
+def stream_ended(message: str) -> SplitsamError:
+    """The server ended a stream while it owed answers, as it does when it shuts down: its successor has room."""
+    return SplitsamError(message, code=grpc.StatusCode.UNAVAILABLE, reason="STREAM_ENDED", retry_delay_s=0.5)
+
+
 def stream_broken(message: str) -> SplitsamError:
     """The server did not keep to the protocol of a stream."""
     return SplitsamError(message, code=grpc.StatusCode.INTERNAL, reason="STREAM_BROKEN")

@@ -431,7 +431,7 @@ def test_encode_many_refuses_a_stream_that_ends_early(call):
     encoder = ScriptedEncoder(EncodeImages=[lambda requests, context: iter(())])
     with pytest.raises(SplitsamError) as caught:
         call("encode_many", [b"1", b"2"], encoder=encoder)
-    assert caught.value.reason in ("STREAM_BROKEN", "STREAM_LOST")
+    assert caught.value.reason in ("STREAM_ENDED", "STREAM_LOST")
 
 
 @pytest.mark.parametrize(("codec", "dtype"), [("FP16", "<f2"), ("BF16", None)])
