@@ -11,6 +11,8 @@ import argparse
 import csv
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -297,7 +299,7 @@ def main() -> None:
             "seconds": round(time.monotonic() - start),
         }
         record = {
-            "command": "python -m training.evaluate --results training/results",
+            "command": shlex.join(["python", "-m", "training.evaluate", *sys.argv[1:]]),
             "scenes": arguments.scenes,
             "side": arguments.side,
             "environment": environment,

@@ -30,6 +30,7 @@ class Plan:
     centre, size: [layer, scene, 2] in frame units, the frame being [-1, 1]; size is half the extent
     angle: radians
     softness: width of the outline, pixels
+    photograph: [scene] int64, the background; plain: [scene] bool, a texture takes its place
     """
 
     active: np.ndarray
@@ -290,7 +291,9 @@ def draw_scenes(materials: Materials, batch: int, side_px: int, rng: np.random.G
     images, codes = paint_background(materials, plan, frame, rng)
     warp = draw_warp(batch, side_px, rng, device)
     below = torch.zeros_like(images[:, :1])
-    for layer in range(1, LAYERS):
+    for layer in np.flatnonzero(plan.active.any(1)).tolist():
+        if layer == 0:
+            continue
         colours, alpha, parts = paint_layer(materials, plan, layer, frame, warp, rng)
         on_parent = send(plan.is_child[layer], device) > 0
         alpha = torch.where(on_parent, alpha * below, alpha)

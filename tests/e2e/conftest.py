@@ -70,7 +70,7 @@ def stack(service_args, tmp_path_factory):
     # On a busy machine an encode may take longer than the default wait for another replica's.
     settings = StackSettings(
         encoder_args=(*service_args, "--claim-wait-ms", "60000"),
-        decoder_args=service_args,
+        decoder_args=(*service_args, "--predict-timeout-ms", "120000"),
         run_folder=tmp_path_factory.mktemp("stack"),
         stop_timeout_s=30.0,
     )

@@ -17,7 +17,7 @@ def keys(stack, model_id):
 
 
 def call(caller, key, asked):
-    return caller.decoder.PredictMasks.future(ask({key: [asked]}, **LOGITS), **caller.options())
+    return caller.decoder.PredictMasks.future(ask({key: [asked]}, **LOGITS), **caller.options(120))
 
 
 def logits(response):
