@@ -1,5 +1,6 @@
 """Loading weights: which model they are, whether they are whole, and the id that names them everywhere."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def _load_shipped() -> LoadedModel:
                 "the weights of the shipped vit_t are missing from this installation: "
                 "install splitsam again, or give --checkpoint"
             )
-        return _load_file(path, path.name, DEMONSTRATION_MODEL)
+        # It ships in half precision: no news to anybody.
+        return dataclasses.replace(_load_file(path, path.name, DEMONSTRATION_MODEL), notes=())
 
 
 def _load_file(path: Path, shown: str, model: str | None) -> LoadedModel:

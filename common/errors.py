@@ -45,11 +45,6 @@ class InvalidArgument(ServiceError):
         super().__init__(f"{field}: {description}")
         self.violations = [FieldViolation(field, description)]
 
-    def within(self, prefix: str) -> "InvalidArgument":
-        """The same complaint with its field path seen from an enclosing message."""
-        violation = self.violations[0]
-        return type(self)(f"{prefix}.{violation.field}", violation.description)
-
 
 class EmbeddingExpired(ServiceError):
     """The embedding is unknown, evicted or expired: encode the image again."""

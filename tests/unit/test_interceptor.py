@@ -111,7 +111,7 @@ async def test_an_error_with_a_delay_says_when_to_retry(server: Running, probe: 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_bad_argument_names_its_field_by_path(server: Running, probe: Probe, method: str):
-    probe.failures["fail"] = InvalidArgument("points[2].x", "is outside").within("prompts[1]").within("images[0]")
+    probe.failures["fail"] = InvalidArgument("images[0].prompts[1].points[2].x", "is outside")
     error = await failure(call(server, method, "fail"))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     (violation,) = details(error)["BadRequest"].field_violations
