@@ -21,11 +21,20 @@ from splitsam.common.calls import share_of_deadline_s
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import HEADER_BYTES, BadRecord, RecordHeader, pack_record, unpack_header, unpack_record
+from splitsam.common.records import (
+    EMBEDDING,
+    HEADER_BYTES,
+    LOGITS,
+    BadRecord,
+    RecordHeader,
+    pack_record,
+    unpack_header,
+    unpack_record,
+)
 
 log = logging.getLogger("splitsam.cache")
 
-KIND_NAMES = {b"SSEM": "embedding", b"SSLG": "logits"}
+KIND_NAMES = {EMBEDDING: "embedding", LOGITS: "logits"}
 _BREAKER_OPEN_S = 1.0
 Reply = TypeVar("Reply")
 

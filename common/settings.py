@@ -15,6 +15,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 # Where no tenants are configured there is nobody to keep apart, and the keys need no secrecy.
 _SINGLE_TENANT_SECRET = b"splitsam-single-tenant"
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "splitsam"
 
 

@@ -18,12 +18,12 @@ from torch.nested import nested_tensor_from_jagged
 from torch.nn import functional as F
 
 from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
+from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.packing import TOKENS_OF_SELECTION, ImageJob, Tile, pack
 
 CHANNELS, GRID, _ = EMBEDDING_SHAPE
 Spread = Callable[[Tensor], Tensor]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,8 @@ class DecoderModel:
             For each job and each of its prompts, in order, its masks. Batch-mates change nothing but rounding.
         """
         tiles = pack(jobs, self.max_prompts_per_forward)
-        outputs = [self._forward(tile, jobs) for tile in tiles]
+        with exact_convolutions(self.device, self.dtype):
+            outputs = [self._forward(tile, jobs) for tile in tiles]
         # One copy for all tiles: the host waits for the device here and nowhere before.
         numbers = [torch.stack([index.float(), iou], -1).flatten() for _, index, iou in outputs]
         host = torch.cat(numbers).tolist() if numbers else []

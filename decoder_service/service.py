@@ -104,7 +104,6 @@ class DecoderService:
             sha256=settings.sha256,
             cache_dir=settings.cache_dir,
         )
-        torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"
         per_forward = min(settings.prompts_per_forward, self._batch_prompts)
         model = DecoderModel(loaded.sam, self._device, settings.precision, per_forward)
         model.decode([_warm_up_job()])

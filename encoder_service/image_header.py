@@ -7,7 +7,9 @@ a thread; so the parts that could make it warn are read here and taken out. The 
 import re
 import struct
 
-JPEG, PNG, WEBP = "JPEG", "PNG", "WEBP"
+from splitsam.common.settings import IMAGE_FORMATS
+
+JPEG, PNG, WEBP = IMAGE_FORMATS
 
 # A progressive scan passes over all pixels and may take 100 bytes: unbounded, a small file decodes for hours.
 MAX_JPEG_SCANS = 100

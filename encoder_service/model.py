@@ -1,7 +1,6 @@
 """The image encoder on its device: a batch of prepared images in, an embedding for each out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -9,10 +8,10 @@ from torch import nn
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InternalError
+from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.encoder_service.preprocess import PreparedImage
 
 Precision = Literal["fp32", "bf16"]
-_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EncoderModel:
@@ -38,8 +37,7 @@ class EncoderModel:
         batch_sizes: Sequence[int] = (),
     ):
         self.device = torch.device(device)
-        self.precision = precision
-        self.dtype = _DTYPES[precision]
+        self.dtype = DTYPES[precision]
         self.batch_sizes = tuple(sorted(batch_sizes))
         self.image_encoder = image_encoder.to(self.device, self.dtype).eval().requires_grad_(False)
         self._mean = pixel_mean.to(self.device, torch.float32)
@@ -95,12 +93,6 @@ class EncoderModel:
 
     def _run(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, 3, 1024, 1024] to [B, 256, 64, 64], both float32 on the device."""
-        with self._exact_convolutions():
+        with exact_convolutions(self.device, self.dtype):
             embeddings: torch.Tensor = self.image_encoder(batch.to(self.dtype))
         return embeddings.float()
-
-    def _exact_convolutions(self) -> AbstractContextManager[None]:
-        """In fp32, keep cuDNN from rounding to TF32, its default, which PyTorch's matrix products do not do."""
-        if self.device.type == "cuda" and self.precision == "fp32":
-            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        return nullcontext()

@@ -18,6 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InvalidArgument
+from splitsam.common.settings import IMAGE_FORMATS
 from splitsam.encoder_service.image_header import (
     JPEG,
     PNG,
@@ -35,7 +36,6 @@ from splitsam.encoder_service.image_header import (
 # before are then out of use.
 PREPROCESS_VERSION = "1"
 
-FORMATS = (JPEG, PNG, WEBP)
 MAX_ASPECT_RATIO = 2 * IMAGE_SIDE_PX
 
 # Constructed directly: Image.open would add a warning above its own pixel limit, before ours could be checked.
@@ -76,12 +76,12 @@ class ImageLimits:
     Args:
         max_bytes: of the file.
         max_pixels: width times height.
-        formats: of `FORMATS`, told by content.
+        formats: of `IMAGE_FORMATS`, told by content.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 64_000_000
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = IMAGE_FORMATS
 
 
 @dataclass(frozen=True, eq=False)
