@@ -202,9 +202,10 @@ def draw_held(count: int, objects: int, pool: Path | None, device: torch.device)
         height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
         image = scenes.images[0, :, :height, :width].round().byte().permute(1, 2, 0).cpu().numpy()
         masks = targets.masks[0, targets.weight[0] > 0, :height, :width].cpu().numpy()
-        unique = np.unique(masks.reshape(len(masks), -1), axis=0).reshape(-1, height, width) if len(masks) else masks
-        if len(unique):
-            yield Example(f"scene{number:03d}", image, unique)
+        # Packed, because comparing whole masks takes seconds.
+        _, first = np.unique(np.packbits(masks.reshape(len(masks), -1), axis=1), axis=0, return_index=True)
+        if len(first):
+            yield Example(f"scene{number:03d}", image, masks[first])
 
 
 def read_photographs() -> Iterable[Example]:

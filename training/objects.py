@@ -11,6 +11,9 @@ SMALLEST_OBJECT_SHARE = 1e-4
 SMALLEST_PART_SHARE = 1.2e-3
 PSEUDO_WEIGHT = 0.5
 CUTOUT_PARTS = 5
+SMALL_OBJECT_SHARE = 0.01
+SMALL_OBJECT_FACTOR = 2.0
+REPEAT_FACTOR = 0.15
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,25 @@ def measure(scenes: Scenes, members: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def choose_targets(scenes: Scenes, count: int, generator: torch.Generator, parts: bool = True) -> Targets:
-    """Choose `count` objects a scene, none twice while there are enough; `parts=False` asks for whole objects only."""
+    """Choose `count` objects a scene.
+
+    With `parts` as in training: small objects more often, and a whole object again rather than too many parts, for it
+    may then meet the other kind of prompt. Without: whole objects only, none twice while there are enough.
+    """
     members, often, weight = list_candidates(scenes)
     if not parts:
         members, often, weight = members[:, :LAYERS], often[:, :LAYERS], weight[:, :LAYERS]
     share = measure(scenes, members)
+    repeat = torch.zeros(members.shape[1], device=share.device)
+    if parts:
+        often[:, :LAYERS] *= torch.where(share[:, :LAYERS] < SMALL_OBJECT_SHARE, SMALL_OBJECT_FACTOR, 1.0)
+        repeat[:LAYERS] = REPEAT_FACTOR
     least = torch.full((members.shape[1],), SMALLEST_PART_SHARE, device=share.device)
     least[:LAYERS] = SMALLEST_OBJECT_SHARE
     eligible = (share >= least) & (often > 0) & (share < 0.9)
     noise = torch.rand(2, *often.shape, generator=generator, device=often.device).clamp(1e-9, 1 - 1e-9)
     keys = torch.log(often.clamp(min=1e-9)) - torch.log(-torch.log(noise))
-    keys[1] -= 1e3
+    keys[1] += torch.where(repeat > 0, repeat.log(), -1e3)
     keys = torch.where(eligible, keys, -1e6)
     chosen = keys.permute(1, 0, 2).flatten(1).topk(count).indices % members.shape[1]
     valid = eligible.gather(1, chosen)

@@ -5,7 +5,8 @@ background, layers 1 and 2 may be regions such as ground or sky, later ones are 
 or patches painted on the layer before them. Codes are modal: they name what can be seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,11 @@ class Scenes:
 def upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """A host array as float32 on the device, without waiting for it."""
     return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)
+
+
+def upload_index(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Row numbers as int64 on the device, without waiting for it."""
+    return torch.from_numpy(rows).to(device, non_blocking=True)
 
 
 def plan_sizes(rng: np.random.Generator, batch: int) -> np.ndarray:
@@ -159,27 +165,61 @@ def place(frame: torch.Tensor, centre: np.ndarray, size: np.ndarray, angle: np.n
 
 def pick(bank: torch.Tensor, index: np.ndarray) -> torch.Tensor:
     """Rows of a bank as float32."""
-    return bank[torch.from_numpy(index).to(bank.device, non_blocking=True)].float()
+    return bank[upload_index(index, bank.device)].float()
 
 
-def sample_fill(materials: Materials, frame: torch.Tensor, fill: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Cut a piece out of each scene's fill, lit across by a gradient: [B, 3, side, side] float32, 0..255."""
-    batch = len(fill)
-    size = np.exp(rng.uniform(np.log(0.5), np.log(3.0), (batch, 1))) * np.ones(2)
-    grid = place(frame, rng.uniform(-1, 1, (batch, 2)), size, rng.uniform(-np.pi, np.pi, batch))
-    colours = F.grid_sample(pick(materials.fills, fill), grid, padding_mode="reflection", align_corners=False)
-    slope = rng.normal(0, 0.35, (2, batch)) * rng.choice([0, 1], batch)
-    x, y = frame[..., 0][:, None], frame[..., 1][:, None]
-    light = 1 + send(slope[0], frame.device) * x + send(slope[1], frame.device) * y
-    return colours * light.clamp(0.2, 2)
+@dataclass(frozen=True)
+class Fill:
+    """Which piece of a texture fills each scene's layer, and the gradient of light across it: [B, ...] arrays."""
+
+    texture: np.ndarray
+    size: np.ndarray
+    centre: np.ndarray
+    angle: np.ndarray
+    slope: np.ndarray
+
+    @classmethod
+    def plan(cls, texture: np.ndarray, rng: np.random.Generator) -> "Fill":
+        batch = len(texture)
+        size = np.exp(rng.uniform(np.log(0.5), np.log(3.0), (batch, 1))) * np.ones(2)
+        centre, angle = rng.uniform(-1, 1, (batch, 2)), rng.uniform(-np.pi, np.pi, batch)
+        return cls(texture, size, centre, angle, (rng.normal(0, 0.35, (2, batch)) * rng.choice([0, 1], batch)).T)
+
+    def paint(self, materials: Materials, frame: torch.Tensor) -> torch.Tensor:
+        """[B, 3, side, side] float32, 0..255."""
+        grid = place(frame, self.centre, self.size, self.angle)
+        colours = F.grid_sample(
+            pick(materials.fills, self.texture), grid, padding_mode="reflection", align_corners=False
+        )
+        x, y = frame[..., 0][:, None], frame[..., 1][:, None]
+        light = 1 + send(self.slope[:, 0], frame.device) * x + send(self.slope[:, 1], frame.device) * y
+        return colours * light.clamp(0.2, 2)
 
 
-def jitter(colours: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Change gain, contrast and white balance a little, scene by scene."""
-    batch, device = len(colours), colours.device
-    contrast = send(rng.uniform(0.7, 1.2, batch), device)
-    gain = upload(np.exp(rng.normal(0, 0.06, (batch, 3, 1, 1))), device)
-    return ((colours - 128) * contrast + 128 + send(rng.normal(0, 16, batch), device)) * gain
+@dataclass(frozen=True)
+class Jitter:
+    """Gain, contrast and white balance, a little off in each scene: [B, ...] arrays."""
+
+    contrast: np.ndarray
+    gain: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def plan(cls, batch: int, rng: np.random.Generator) -> "Jitter":
+        contrast, gain = rng.uniform(0.7, 1.2, batch), np.exp(rng.normal(0, 0.06, (batch, 3)))
+        return cls(contrast, gain, rng.normal(0, 16, batch))
+
+    def apply(self, colours: torch.Tensor) -> torch.Tensor:
+        """Change [B, 3, side, side] colours in 0..255."""
+        slope = self.contrast[:, None] * self.gain
+        offset = (128 + self.shift - 128 * self.contrast)[:, None] * self.gain
+        slope_there, offset_there = (upload(values, colours.device)[..., None, None] for values in (slope, offset))
+        return torch.addcmul(offset_there, colours, slope_there)
+
+
+def take(values: Any, rows: np.ndarray) -> Any:
+    """Some scenes of a plan whose arrays all begin with the scene."""
+    return replace(values, **{field.name: getattr(values, field.name)[rows] for field in fields(values)})
 
 
 def paint_background(
@@ -187,7 +227,8 @@ def paint_background(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The lowest layer: images [B, 3, side, side] float32 and codes [B, side, side] int64."""
     batch, side = len(plan.plain), frame.shape[1]
-    images = jitter(sample_fill(materials, frame, plan.fill[0], rng), rng)
+    images = Fill.plan(plan.fill[0], rng).paint(materials, frame)
+    images = Jitter.plan(batch, rng).apply(images)
     codes = torch.zeros(batch, side, side, dtype=torch.int64, device=frame.device)
     if len(materials.photographs):
         zoom = np.exp(rng.uniform(np.log(1.0), np.log(2.6), batch))
@@ -200,7 +241,7 @@ def paint_background(
         colours = F.grid_sample(source[:, :3], grid, padding_mode="reflection", align_corners=False)
         regions = F.grid_sample(source[:, 3:], grid, mode="nearest", padding_mode="reflection", align_corners=False)
         is_photograph = send(~plan.plain, frame.device) > 0
-        images = torch.where(is_photograph, jitter(colours, rng), images)
+        images = torch.where(is_photograph, Jitter.plan(batch, rng).apply(colours), images)
         codes = torch.where(is_photograph[:, 0], regions[:, 0].long().clamp(0, PARTS - 1), codes)
     cell = side // 64
     blurred = F.avg_pool2d(F.avg_pool2d(images, cell), 3, 1, 1, count_include_pad=False)
@@ -220,41 +261,59 @@ def cast_shadow(images: torch.Tensor, alpha: torch.Tensor, rng: np.random.Genera
     return images * (1 - strength * F.interpolate(soft, (side, side), mode="bilinear"))
 
 
-def draw_outline(materials: Materials, plan: Plan, layer: int, grid: torch.Tensor) -> torch.Tensor:
-    """Opacity of a silhouette layer: [B, 1, side, side] float32 in 0..1."""
+def draw_outlines(materials: Materials, plan: Plan, layer: int, scenes: np.ndarray, grid: torch.Tensor) -> torch.Tensor:
+    """Opacity of the silhouettes of some scenes' layer: [n, 1, side, side] float32 in 0..1."""
     bank, index = (
         (materials.horizons, plan.horizon) if 1 <= layer <= REGION_LAYERS else (materials.silhouettes, plan.silhouette)
     )
-    field = F.grid_sample(pick(bank, index[layer])[:, None], grid, padding_mode="border", align_corners=False)
+    field = F.grid_sample(pick(bank, index[layer, scenes])[:, None], grid, padding_mode="border", align_corners=False)
     if layer > REGION_LAYERS:
         field = torch.minimum(field, 1 - grid.abs().amax(-1)[:, None])
-    local_px = plan.size[layer].min(-1) * grid.shape[1] / 2
-    return (0.5 + field * send(local_px / plan.softness[layer], grid.device)).clamp(0, 1)
+    local_px = plan.size[layer, scenes].min(-1) * grid.shape[1] / 2
+    return (0.5 + field * send(local_px / plan.softness[layer, scenes], grid.device)).clamp(0, 1)
 
 
 def paint_layer(
-    materials: Materials, plan: Plan, layer: int, frame: torch.Tensor, warp: torch.Tensor, rng: np.random.Generator
+    materials: Materials,
+    plan: Plan,
+    layer: int,
+    scenes: np.ndarray,
+    frame: torch.Tensor,
+    warp: torch.Tensor,
+    rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One layer of every scene: colours [B, 3, s, s], opacity [B, 1, s, s] and part labels [B, s, s]."""
-    device = frame.device
-    size = plan.size[layer].copy()
-    size[:, 0] *= rng.choice([-1, 1], len(size))
-    grid = place(frame + warp, plan.centre[layer], size, plan.angle[layer])
-    alpha = draw_outline(materials, plan, layer, grid)
-    colours = jitter(sample_fill(materials, frame, plan.fill[layer], rng), rng)
-    parts = torch.zeros_like(alpha)
+    """One layer of n scenes: colours [n, 3, s, s], opacity [n, 1, s, s] and part labels [n, s, s].
+
+    All numbers are drawn for all scenes; only what shows is computed.
+    """
+    count, side, device = len(scenes), frame.shape[1], frame.device
+    size = plan.size[layer, scenes].copy()
+    size[:, 0] *= rng.choice([-1, 1], count)
+    grid = place(frame + warp, plan.centre[layer, scenes], size, plan.angle[layer, scenes])
+    fill, fill_jitter = Fill.plan(plan.fill[layer, scenes], rng), Jitter.plan(count, rng)
+    colours = torch.empty(count, 3, side, side, device=device)
+    alpha = torch.empty(count, 1, side, side, device=device)
+    parts = torch.zeros(count, side, side, dtype=torch.int64, device=device)
+    is_cutout = plan.is_cutout[layer, scenes]
+    own = is_cutout & plan.own_colours[layer, scenes]
     if len(materials.cutouts) and layer > REGION_LAYERS:
-        source = pick(materials.cutouts, plan.cutout[layer])
-        sampled = F.grid_sample(source[:, :4], grid, align_corners=False)
-        is_cutout = send(plan.is_cutout[layer], device) > 0
-        sharpness = send(rng.uniform(1.0, 3.5, len(size)), device)
-        cutout_alpha = ((sampled[:, 3:] / 255 - 0.5) * sharpness + 0.5).clamp(0, 1)
-        alpha = torch.where(is_cutout, cutout_alpha, alpha)
-        own = is_cutout & (send(plan.own_colours[layer], device) > 0)
-        colours = torch.where(own, jitter(sampled[:, :3], rng), colours)
-        labels = F.grid_sample(source[:, 4:], grid, mode="nearest", align_corners=False)
-        parts = torch.where(own, labels, parts)
-    return colours, alpha * send(plan.active[layer], device), parts[:, 0].long()
+        sharpness, cutout_jitter = rng.uniform(1.0, 3.5, count), Jitter.plan(count, rng)
+        if is_cutout.any():
+            rows, rows_there = np.flatnonzero(is_cutout), upload_index(np.flatnonzero(is_cutout), device)
+            source = pick(materials.cutouts, plan.cutout[layer, scenes[rows]])
+            sampled = F.grid_sample(source[:, :4], grid[rows_there], align_corners=False)
+            alpha[rows_there] = ((sampled[:, 3:] / 255 - 0.5) * send(sharpness[rows], device) + 0.5).clamp(0, 1)
+            colours[rows_there] = take(cutout_jitter, rows).apply(sampled[:, :3])
+            labels = F.grid_sample(source[:, 4:], grid[rows_there], mode="nearest", align_corners=False)
+            parts[rows_there] = torch.where(send(own[rows], device) > 0, labels, 0)[:, 0].long()
+    if not is_cutout.all():
+        rows = np.flatnonzero(~is_cutout)
+        rows_there = upload_index(rows, device)
+        alpha[rows_there] = draw_outlines(materials, plan, layer, scenes[rows], grid[rows_there])
+    if not own.all():
+        rows = np.flatnonzero(~own)
+        colours[upload_index(rows, device)] = take(fill_jitter, rows).apply(take(fill, rows).paint(materials, frame))
+    return colours, alpha, parts
 
 
 def finish(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -294,13 +353,16 @@ def draw_scenes(materials: Materials, batch: int, side_px: int, rng: np.random.G
     for layer in np.flatnonzero(plan.active.any(1)).tolist():
         if layer == 0:
             continue
-        colours, alpha, parts = paint_layer(materials, plan, layer, frame, warp, rng)
-        on_parent = send(plan.is_child[layer], device) > 0
-        alpha = torch.where(on_parent, alpha * below, alpha)
-        images = torch.where(on_parent, images, cast_shadow(images, alpha, rng))
-        images = images.lerp(colours, alpha)
-        codes = torch.where(alpha[:, 0] > 0.5, layer * PARTS + parts.clamp(0, PARTS - 1), codes)
-        below = torch.where(send(plan.active[layer], device) > 0, alpha, below)
+        rows = np.flatnonzero(plan.active[layer])
+        there = upload_index(rows, device)
+        colours, alpha, parts = paint_layer(materials, plan, layer, rows, frame, warp[there], rng)
+        on_parent = send(plan.is_child[layer, rows], device) > 0
+        alpha = torch.where(on_parent, alpha * below[there], alpha)
+        under = images[there]
+        under = torch.where(on_parent, under, cast_shadow(under, alpha, rng))
+        images[there] = under.lerp(colours, alpha)
+        codes[there] = torch.where(alpha[:, 0] > 0.5, layer * PARTS + parts.clamp(0, PARTS - 1), codes[there])
+        below[there] = alpha
     valid = draw_frames(batch, side_px, rng, device)
     return Scenes(
         images=finish(images, rng) * valid,

@@ -1,6 +1,7 @@
 """Train vit_t on drawn scenes, in short runs that resume from files.
 
     python -m training.train --pool .data/pool --state .data/state --limit-seconds 540 --planned-seconds 1000
+    torchrun --nproc-per-node 2 -m training.train ...          # a process for each GPU, one model
 
 The learning rate and the resolution follow the seconds trained so far out of the seconds planned, so the schedule
 ends where it should however fast the machine is. Optimiser moments start afresh in each run, behind a short warm-up.
@@ -23,6 +24,7 @@ from splitsam.common.architectures import ARCHITECTURES, build_sam
 from training.batched import decode, embed_masks, embed_points, encode, normalise
 from training.losses import mask_losses, round_loss
 from training.objects import Targets, choose_targets, shrink_masks
+from training.peers import Peers
 from training.pool import TRAINED, Materials, draw_procedural, load_pool, redraw
 from training.prompts import Prompts, correct, draw_boxes, draw_clicks, join
 from training.scenes import Scenes, draw_scenes
@@ -34,7 +36,7 @@ MASK_DROP_RATE = 0.25
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run; sides in pixels, batches in images."""
+    """The numbers of a training run; sides in pixels, batches in images of one process."""
 
     coarse_side: int = 512
     coarse_batch: int = 48
@@ -147,13 +149,14 @@ class Trainer:
         *,
         compiled: bool,
         planned_seconds: float,
+        peers: Peers,
     ) -> None:
         torch.manual_seed(MODEL_SEED)
         self.sam: Any = build_sam(ARCHITECTURES["vit_t"]).to(device).train()
         self.average = {key: value.detach().clone() for key, value in self.sam.state_dict().items()}
         self.progress: dict[str, float] = {"seconds": 0.0, "steps": 0, "images": 0, "runs": 0}
         self.recipe, self.materials, self.state, self.device = recipe, materials, state, device
-        self.planned_seconds = planned_seconds
+        self.planned_seconds, self.peers = planned_seconds, peers
         if (state / "average.0.safetensors").exists():
             weights, average, self.progress = load_progress(state)
             self.sam.load_state_dict(weights)
@@ -162,7 +165,7 @@ class Trainer:
         self.waiting: list[Scenes] = []
         self.optimiser = make_optimiser(self.sam, recipe, fused=device.type == "cuda")
         self.stepper = Stepper(self.sam, recipe, compiled=compiled)
-        seed = 1000 * int(self.progress["runs"]) + int(self.progress["steps"])
+        seed = 1000 * int(self.progress["runs"]) + int(self.progress["steps"]) + 10**6 * peers.rank
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -197,13 +200,14 @@ class Trainer:
             group["lr"] = learning_rate(self.recipe, self.progress["seconds"] / self.planned_seconds, steps_in_run)
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self.peers.average_gradients(self.sam)
         norm = nn.utils.clip_grad_norm_(self.sam.parameters(), self.recipe.clip_norm)
         self.optimiser.step()
         decay = min(self.recipe.average_decay, (1 + self.progress["steps"]) / (10 + self.progress["steps"]))
         pairs = [(self.average[key], value.detach()) for key, value in self.sam.state_dict().items()]
         torch._foreach_lerp_([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 - decay)
         self.progress["steps"] += 1
-        self.progress["images"] += batch
+        self.progress["images"] += batch * self.peers.count
         return torch.cat([torch.stack([loss.detach(), norm.detach()]), figures])
 
     def time_draw(self) -> float:
@@ -218,11 +222,12 @@ class Trainer:
         return (time.monotonic() - start) * 1000
 
     def save(self) -> None:
-        save_progress(self.state, self.sam.state_dict(), self.average, self.progress)
+        if self.peers.rank == 0:
+            save_progress(self.state, self.sam.state_dict(), self.average, self.progress)
 
     def run(self, limit_seconds: float, save_seconds: float = 60.0) -> None:
         """Train until the limit or the plan's end, saving now and then."""
-        start = last = saved = reported = time.monotonic()
+        start = last = saved = reported = self.peers.clock()
         rows, steps_in_run, recipe = [], 0, self.recipe
         while last - start < limit_seconds and self.progress["seconds"] < self.planned_seconds:
             if steps_in_run % recipe.redraw_steps == recipe.redraw_steps - 1:
@@ -230,11 +235,11 @@ class Trainer:
             rows.append(self.train_step(steps_in_run))
             steps_in_run += 1
             if steps_in_run % recipe.report_steps == 0:
-                self.report(torch.stack(rows).mean(0).tolist(), len(rows) / (time.monotonic() - reported))
-                rows, reported = [], time.monotonic()
+                self.report(torch.stack(rows).mean(0).tolist(), len(rows) / (last - reported))
+                rows, reported = [], last
             elif steps_in_run % 5 == 0:
                 rows[-1][0].item()
-            now = time.monotonic()
+            now = self.peers.clock()
             self.progress["seconds"] += now - last if steps_in_run > 3 else 0.0
             last = now
             if now - saved > save_seconds:
@@ -242,17 +247,20 @@ class Trainer:
                 saved = now
         self.save()
         memory = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
-        print(f"one draw takes {self.time_draw():.0f} ms; memory {memory:.1f} GiB", flush=True)
+        if self.peers.rank == 0:
+            print(f"one draw takes {self.time_draw():.0f} ms; memory {memory:.1f} GiB", flush=True)
 
     def report(self, row: list[float], steps_a_second: float) -> None:
         """One line: where the training is and the means since the last line, clicks and boxes apart."""
+        if self.peers.rank > 0:
+            return
         side, batch = self.stage()
         names = ("best", "predicted", "single", "last")
         pairs = " ".join(f"{name} {row[2 + 2 * i]:.3f}/{row[3 + 2 * i]:.3f}" for i, name in enumerate(names))
         seconds, steps, images = (self.progress[name] for name in ("seconds", "steps", "images"))
         print(
             f"{seconds:7.1f} s  step {steps:6.0f}  images {images:8.0f}  {side} px"
-            f" {steps_a_second * batch:6.1f} img/s  loss {row[0]:.4f}  norm {row[1]:.2f}  {pairs}",
+            f" {steps_a_second * batch * self.peers.count:6.1f} img/s  loss {row[0]:.4f}  norm {row[1]:.2f}  {pairs}",
             flush=True,
         )
 
@@ -260,7 +268,7 @@ class Trainer:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=Path, help="folder that training.materials wrote; without it all is procedural")
-    parser.add_argument("--start", type=Path, help="checkpoint to start from where the state folder is empty")
+    parser.add_argument("--from-checkpoint", type=Path, help="checkpoint to start from where the state folder is empty")
     parser.add_argument("--state", type=Path, required=True, help="folder of the state, read if there and written")
     parser.add_argument("--limit-seconds", type=float, required=True, help="stop training after so long")
     parser.add_argument("--planned-seconds", type=float, required=True, help="length of the whole training")
@@ -273,7 +281,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    device = torch.device(arguments.device)
+    peers = Peers(arguments.device)
+    device = peers.device
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     recipe = Recipe(**{name: getattr(arguments, name) for name in vars(Recipe())})
     rng = np.random.default_rng(1)
@@ -289,10 +298,12 @@ def main() -> None:
         device,
         compiled=arguments.compile,
         planned_seconds=arguments.planned_seconds,
+        peers=peers,
     )
-    if arguments.start and trainer.progress["steps"] == 0:
-        trainer.start_from(load_file(arguments.start))
+    if arguments.from_checkpoint and trainer.progress["steps"] == 0:
+        trainer.start_from(load_file(arguments.from_checkpoint))
     trainer.run(arguments.limit_seconds)
+    peers.close()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,11 @@ def device_args(pytestconfig):
 
 
 @pytest.fixture(scope="session")
+def on_gpu(pytestconfig):
+    return pytestconfig.getoption("--device") != "cpu"
+
+
+@pytest.fixture(scope="session")
 def service_args(weights, device_args, tenant_args):
     return "--checkpoint", str(weights), *device_args, *tenant_args
 

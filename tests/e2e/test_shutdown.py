@@ -65,24 +65,26 @@ def test_starting_service_says_when_to_come_again_and_can_be_stopped(stack, alph
         assert service.child.exit_status() == 0
 
 
-def test_terminated_decoder_answers_what_it_accepted(stack, alpha, decoder, key):
+def test_terminated_decoder_answers_what_it_accepted(stack, alpha, decoder, key, on_gpu):
     caller = Caller(stack.encoder, decoder.address, alpha.token)
-    request = ask({key: [CLICK] * 4})
+    prompts = 128 if on_gpu else 4  # enough to keep it busy until the signal arrives
+    request = ask({key: [CLICK] * prompts})
     calls = [caller.decoder.PredictMasks.future(request, **caller.options()) for _ in range(16)]
     length = {"name": "splitsam_queue_length", "batcher": "decoder"}
     wait_until(lambda: metric(decoder.metrics_url, **length) >= 15, "all requests have been accepted")
     decoder.child.signal(signal.SIGTERM)
     wait_until(lambda: not is_serving(decoder.address), "new calls are turned away")
     assert not calls[-1].done()
-    assert all(len(call.result().images[0].prompts) == 4 for call in calls)
+    assert all(len(call.result().images[0].prompts) == prompts for call in calls)
     assert decoder.child.wait(60)
     assert decoder.child.exit_status() == 0
     caller.close()
 
 
-def test_terminated_encoder_answers_what_it_accepted(stack, alpha, encoder):
+def test_terminated_encoder_answers_what_it_accepted(stack, alpha, encoder, on_gpu):
     caller = Caller(encoder.address, stack.decoder, alpha.token)
-    requests = [encoder_pb2.EncodeImageRequest(image=image_file(draw(seed))) for seed in range(600, 603)]
+    seeds = range(600, 648 if on_gpu else 603)
+    requests = [encoder_pb2.EncodeImageRequest(image=image_file(draw(seed))) for seed in seeds]
     calls = [caller.encoder.EncodeImage.future(request, **caller.options()) for request in requests]
     length = {"name": "splitsam_queue_length", "batcher": "encoder"}
     wait_until(lambda: metric(encoder.metrics_url, **length) >= 2, "all images have been accepted")

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from training.objects import choose_targets, list_candidates, shrink_masks
+from training.objects import (
+    SMALL_OBJECT_SHARE,
+    SMALLEST_OBJECT_SHARE,
+    choose_targets,
+    list_candidates,
+    measure,
+    shrink_masks,
+)
 from training.pool import Families, Materials, draw_procedural
 from training.scenes import CODES, LAYERS, NOTHING, PARTS, Scenes, draw_scenes
 
@@ -56,12 +63,25 @@ def test_list_candidates_counts_a_patch_to_its_parent_as_well(scenes: Scenes):
 
 def test_choose_targets_asks_for_objects_inside_the_frame_without_repeats(scenes: Scenes):
     targets = choose_targets(scenes, 3, torch.Generator().manual_seed(0), parts=False)
+    members, often, _ = list_candidates(scenes)
+    share = measure(scenes, members)[:, :LAYERS]
+    there = ((share >= SMALLEST_OBJECT_SHARE) & (share < 0.9) & (often[:, :LAYERS] > 0)).sum(1)
     real = targets.weight > 0
     assert targets.masks[real].flatten(1).any(1).all()
     assert not (targets.masks & ~scenes.valid).any()
-    for masks, kept in zip(targets.masks, real, strict=True):
+    for masks, kept, count in zip(targets.masks, real, there.tolist(), strict=True):
         unique = torch.unique(masks[kept].flatten(1), dim=0)
-        assert len(unique) >= min(int(kept.sum()), 2)
+        assert len(unique) == min(3, count)
+
+
+def test_choose_targets_for_training_asks_for_small_objects_more_often(scenes: Scenes):
+    small = [0, 0]
+    for seed in range(40):
+        for parts in (False, True):
+            targets = choose_targets(scenes, 1, torch.Generator().manual_seed(seed), parts=parts)
+            share = targets.masks.float().mean((-1, -2))
+            small[parts] += int(((share < SMALL_OBJECT_SHARE) & (targets.weight == 1)).sum())
+    assert small[1] > small[0] > 0
 
 
 def test_shrink_masks_keeps_the_area():

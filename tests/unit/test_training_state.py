@@ -9,6 +9,7 @@ import torch
 from splitsam.common.architectures import ARCHITECTURES, build_sam
 from training import state as state_files
 from training.batched import decode, embed_masks, embed_points, encode
+from training.peers import Peers
 from training.pool import Families, Materials, draw_procedural
 from training.state import load_progress, load_shards, save_progress, save_shards
 from training.train import Recipe, Trainer, learning_rate
@@ -55,7 +56,9 @@ def test_load_progress_goes_on_from_the_average_alone(tmp_path: Path):
 
 def test_trainer_resumes_where_it_stopped(tmp_path: Path, materials: Materials):
     def make() -> Trainer:
-        return Trainer(TINY, materials, tmp_path, torch.device("cpu"), compiled=False, planned_seconds=100)
+        return Trainer(
+            TINY, materials, tmp_path, torch.device("cpu"), compiled=False, planned_seconds=100, peers=Peers("cpu")
+        )
 
     first = make()
     row = first.train_step(0)
