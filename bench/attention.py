@@ -31,6 +31,7 @@ import triton
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from bench.commit import read_commit
 from splitsam.kernels.relpos_global import global_attention, global_attention_reference, launch_global_attention
 from splitsam.kernels.relpos_window import (
     WINDOW,
@@ -360,7 +361,7 @@ def environment(commit: str) -> dict[str, str]:
         "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": commit or output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit or read_commit(),
     }
 
 

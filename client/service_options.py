@@ -24,7 +24,10 @@ def collect(
     sha256: Annotated[str | None, typer.Option(help="Digest that the weights must have.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder for downloaded weights.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Precision of the image encoder, e.g. fp32 or bf16.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision of the image encoder: fp32 (default), bf16, int8, int8_sparse, seed or auto."),
+    ] = None,
     encoder_arg: Annotated[
         list[str], typer.Option("--encoder-arg", help="Another argument of serve-encoder, e.g. --batch-sizes=1,4.")
     ] = [],  # noqa: B006 (typer reads the default from here)

@@ -16,7 +16,7 @@ class ModelInfo:
     Args:
         model_id: 64 hex digits.
         demonstration: True for the shipped vit_t.
-        precision: fp32 or bf16.
+        precision: as in the setting, `auto` resolved.
         device: for people.
         codec: fp16 or bf16; empty in a decoder, which reads both.
         preprocess_version: empty in a decoder.

@@ -1,7 +1,6 @@
 """The image encoder on its device: a batch of prepared images in, an embedding for each out."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import nn
@@ -9,21 +8,21 @@ from torch import nn
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InternalError
 from splitsam.common.precision import DTYPES, exact_convolutions
+from splitsam.encoder_service.graphs import GraphedEncoder
+from splitsam.encoder_service.optimize import build_rungs
 from splitsam.encoder_service.preprocess import PreparedImage
-
-Precision = Literal["fp32", "bf16"]
 
 
 class EncoderModel:
     """Runs an image encoder on batches of a few fixed sizes. One thread at a time may call it.
 
     Args:
-        image_encoder: [B, 3, 1024, 1024] to [B, 256, 64, 64]; taken over, moved and cast in place.
+        image_encoder: [B, 3, 1024, 1024] to [B, 256, 64, 64]; taken over, moved and changed in place.
         pixel_mean: [3, 1, 1], RGB in 0..255, of the model.
         pixel_std: likewise.
-        precision: what weights and activations are; the images are normalised in fp32 either way.
+        rungs: of the ladder, see `optimize`; the images are normalised in fp32 whatever they are.
         batch_sizes: a batch is filled up to the next of these with empty images, and split beyond the largest; none
-            runs every batch as it comes.
+            runs every batch as it comes. Of a compiled encoder on a GPU each becomes a CUDA graph.
     """
 
     def __init__(
@@ -32,14 +31,16 @@ class EncoderModel:
         pixel_mean: torch.Tensor,
         pixel_std: torch.Tensor,
         *,
-        precision: Precision = "fp32",
+        rungs: Sequence[str] = ("fp32",),
         device: torch.device | str = "cpu",
         batch_sizes: Sequence[int] = (),
     ):
         self.device = torch.device(device)
-        self.dtype = DTYPES[precision]
+        self.dtype = DTYPES["bf16" if "bf16" in rungs else "fp32"]
         self.batch_sizes = tuple(sorted(batch_sizes))
-        self.image_encoder = image_encoder.to(self.device, self.dtype).eval().requires_grad_(False)
+        self.image_encoder = build_rungs(image_encoder, rungs, self.device)
+        if "compile" in rungs and self.batch_sizes:
+            self.image_encoder = GraphedEncoder(self.image_encoder, self.batch_sizes, self.device)
         self._mean = pixel_mean.to(self.device, torch.float32)
         self._std = pixel_std.to(self.device, torch.float32)
 
@@ -50,7 +51,12 @@ class EncoderModel:
         Returns:
             For each image [256, 64, 64] float32 on the CPU, contiguous (its batch-mates share the storage), or an
             InternalError when it came out with numbers that are not finite; its batch-mates are not concerned.
+
+        Raises:
+            ValueError: no image was given.
         """
+        if not images:
+            raise ValueError("a batch needs at least one image")
         results: list[torch.Tensor | InternalError] = []
         for chunk in self._chunks(images):
             embeddings, finite = self._encode_batch(chunk)
@@ -60,12 +66,15 @@ class EncoderModel:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run every batch size once, so that no request pays for first-time work."""
+        """Capture or run every batch size once, so that no request pays for first-time work."""
+        if isinstance(self.image_encoder, GraphedEncoder):
+            with exact_convolutions(self.device, self.dtype):
+                self.image_encoder.capture()
         for size in self.batch_sizes or (1,):
             self._run(torch.zeros(size, 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)).cpu()
 
     def _chunks(self, images: Sequence[PreparedImage]) -> Iterator[Sequence[PreparedImage]]:
-        size = self.batch_sizes[-1] if self.batch_sizes else max(1, len(images))
+        size = self.batch_sizes[-1] if self.batch_sizes else len(images)
         for start in range(0, len(images), size):
             yield images[start : start + size]
 
@@ -94,5 +103,5 @@ class EncoderModel:
     def _run(self, batch: torch.Tensor) -> torch.Tensor:
         """[B, 3, 1024, 1024] to [B, 256, 64, 64], both float32 on the device."""
         with exact_convolutions(self.device, self.dtype):
-            embeddings: torch.Tensor = self.image_encoder(batch.to(self.dtype))
+            embeddings: torch.Tensor = self.image_encoder(batch)
         return embeddings.float()

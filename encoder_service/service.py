@@ -1,6 +1,7 @@
 """The encoder service assembled: weights, model, batcher, cache and servicer."""
 
 import asyncio
+import logging
 
 import grpc
 import torch
@@ -14,10 +15,13 @@ from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
+from splitsam.encoder_service.precision import check_precision, choose_precision
 from splitsam.encoder_service.preprocess import PREPROCESS_VERSION, PreparedImage
 from splitsam.encoder_service.servicer import EncoderServicer
 from splitsam.encoder_service.settings import EncoderSettings
 from splitsam.v1 import encoder_pb2, encoder_pb2_grpc
+
+log = logging.getLogger("splitsam.encoder")
 
 
 class EncoderService:
@@ -30,6 +34,7 @@ class EncoderService:
         self._metrics = metrics
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
+        check_precision(settings.precision, self._device)  # before any weights are fetched
         self._servicer = EncoderServicer(settings)
         self._batcher: Batcher[PreparedImage, torch.Tensor] | None = None
         self._pipeline: EncodePipeline | None = None
@@ -75,11 +80,13 @@ class EncoderService:
             cache_dir=settings.cache_dir,
         )
         sam = loaded.sam
+        choice = choose_precision(settings.precision, self._device, loaded.model_id)
+        log.info("precision", extra={"precision": choice.precision, "rungs": choice.rungs, "notes": choice.notes})
         model = EncoderModel(
             sam.image_encoder,
             sam.pixel_mean,
             sam.pixel_std,
-            precision=settings.precision,
+            rungs=choice.rungs,
             device=self._device,
             batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
         )
@@ -88,9 +95,9 @@ class EncoderService:
             name=loaded.name,
             model_id=loaded.model_id,
             demonstration=loaded.demonstration,
-            precision=settings.precision,
+            precision=choice.precision,
             device=describe_device(self._device),
-            notes=loaded.notes,
+            notes=(*loaded.notes, *choice.notes),
             codec=settings.codec,
             preprocess_version=PREPROCESS_VERSION,
         )

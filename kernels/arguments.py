@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 
 import torch
+import triton
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # A tile side is a power of two: a head of 80 is computed as 64 + 16.
 _HEAD_PARTS = {64: (64, 0), 80: (64, 16)}
+HEAD_DIMS = tuple(_HEAD_PARTS)
+
+
+def has_no_kernel(device: torch.device) -> bool:
+    """On a CPU kernels run in Triton's interpreter alone; elsewhere there the operators compute their references."""
+    return device.type == "cpu" and not triton.knobs.runtime.interpret
 
 
 def head_parts(head_dim: int) -> tuple[int, int]:
@@ -17,7 +24,7 @@ def head_parts(head_dim: int) -> tuple[int, int]:
 def check_qkv(qkv: torch.Tensor, grid_h: int, grid_w: int) -> None:
     """Raises ValueError unless `qkv` is [B, grid_h * grid_w, 3, heads, 64 or 80], its last three dimensions packed."""
     if qkv.ndim != 5 or qkv.shape[2] != 3 or qkv.shape[4] not in _HEAD_PARTS:
-        raise ValueError(f"qkv must be [B, tokens, 3, heads, d] with d of {sorted(_HEAD_PARTS)}, not {list(qkv.shape)}")
+        raise ValueError(f"qkv must be [B, tokens, 3, heads, d] with d of {list(HEAD_DIMS)}, not {list(qkv.shape)}")
     if qkv.shape[1] != grid_h * grid_w or 0 in qkv.shape:
         raise ValueError(f"qkv has {qkv.shape[1]} tokens in {qkv.shape[0]} images for a grid of {grid_h} x {grid_w}")
     if qkv.dtype not in DTYPES:

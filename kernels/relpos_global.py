@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .arguments import check_qkv, check_scale, check_table, head_parts
+from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
 from .tiles import Tile, choose_tile
 
 LOG2_E = math.log2(math.e)
@@ -247,7 +247,7 @@ def global_attention(
     grid_w: int,
     scale: float,
 ) -> torch.Tensor:
-    """`global_attention_reference` as one kernel.
+    """`global_attention_reference` as one kernel; on a CPU, unless interpreted, that reference itself.
 
     Args:
         qkv: [B, grid_h * grid_w, 3, heads, d] as the Linear leaves it, any stride over images and tokens; d 64 or 80.
@@ -261,6 +261,10 @@ def global_attention(
     Raises:
         ValueError: for a shape, dtype or stride other than these.
     """
+    if has_no_kernel(qkv.device):
+        _check(qkv, rel_pos_h, rel_pos_w, grid_h, grid_w)
+        check_scale(scale)
+        return global_attention_reference(qkv, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
     return launch_global_attention(qkv, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
 
 

@@ -32,7 +32,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .arguments import check_qkv, check_scale, check_table, head_parts
+from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
 from .relpos_global import global_attention_reference
 from .tiles import Tile, choose_tile
 
@@ -241,7 +241,7 @@ def window_attention(
     grid_w: int,
     scale: float,
 ) -> torch.Tensor:
-    """`window_attention_reference` as one kernel.
+    """`window_attention_reference` as one kernel; on a CPU, unless interpreted, that reference itself.
 
     Args:
         qkv: [B, grid_h * grid_w, 3, heads, d] as the Linear leaves it, any stride over images and tokens; d 64 or 80.
@@ -256,6 +256,10 @@ def window_attention(
     Raises:
         ValueError: for a shape, dtype or stride other than these.
     """
+    if has_no_kernel(qkv.device):
+        _check(qkv, qkv_bias, rel_pos_h, rel_pos_w, grid_h, grid_w)
+        check_scale(scale)
+        return window_attention_reference(qkv, qkv_bias, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
     return launch_window_attention(qkv, qkv_bias, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
 
 

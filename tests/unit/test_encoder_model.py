@@ -121,7 +121,7 @@ class Recorder(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.batches.append(len(images))
-        value = images.amin(dim=(1, 2, 3)).reciprocal() if len(images) else images
+        value = images.amin(dim=(1, 2, 3)).reciprocal()
         return value[:, None, None, None].expand(-1, 256, 64, 64)
 
 
@@ -131,7 +131,7 @@ def plain(value: int) -> PreparedImage:
 
 @pytest.mark.parametrize(
     ("batch_sizes", "count", "seen"),
-    [((), 3, [3]), ((1, 4), 1, [1]), ((4, 1), 3, [4]), ((1, 4), 6, [4, 4]), ((1, 4), 0, []), ((), 0, [])],
+    [((), 3, [3]), ((1, 4), 1, [1]), ((4, 1), 3, [4]), ((1, 4), 6, [4, 4])],
 )
 def test_batches_have_few_fixed_sizes(batch_sizes: tuple[int, ...], count: int, seen: list[int]):
     recorder = Recorder()
@@ -143,6 +143,13 @@ def test_batches_have_few_fixed_sizes(batch_sizes: tuple[int, ...], count: int, 
     assert recorder.batches == (sorted(batch_sizes) or [1])
 
 
+@pytest.mark.parametrize("batch_sizes", [(), (1, 4)])
+def test_batch_of_no_images_is_refused(batch_sizes: tuple[int, ...]):
+    model = EncoderModel(Recorder(), torch.zeros(3, 1, 1), torch.ones(3, 1, 1), batch_sizes=batch_sizes)
+    with pytest.raises(ValueError, match="a batch needs at least one image"):
+        model.encode([])
+
+
 def test_embedding_that_is_not_finite_fails_its_own_image_only():
     model = EncoderModel(Recorder(), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     first, second, third = model.encode([plain(4), plain(0), plain(8)])
@@ -150,8 +157,13 @@ def test_embedding_that_is_not_finite_fails_its_own_image_only():
     assert [float(one.max()) for one in tensors([first, third])] == [0.25, 0.125]
 
 
+def test_exact_rungs_change_no_embedding(small: Sam, embedding: torch.Tensor):
+    model = encoder_of(small, rungs=("sdpa", "triton"))
+    assert (tensors(model.encode([prepared(37, 501)]))[0] - embedding).abs().max() <= 1e-4
+
+
 def test_bf16_rounds_weights_and_answers_in_float32(small: Sam, expected: torch.Tensor):
-    model = encoder_of(small, precision="bf16")
+    model = encoder_of(small, rungs=("fp32", "bf16"))
     (embedding,) = tensors(model.encode([prepared(37, 501)]))
     assert {parameter.dtype for parameter in model.image_encoder.parameters()} == {torch.bfloat16}
     assert embedding.dtype == torch.float32

@@ -1,0 +1,1 @@
+"""Timings and accuracy on a device: see README.md."""

@@ -1,0 +1,1 @@
+"""The accuracy experiment: see `__main__.py`."""

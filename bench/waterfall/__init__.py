@@ -1,0 +1,1 @@
+"""The ladder, rung by rung: see `__main__.py`."""

@@ -1,0 +1,164 @@
+"""Writes the waterfall's rows into the tables of the documents, and its charts beside the CSV.
+
+    python -m bench.waterfall.tables             # README.md and bench/README.md
+    python -m bench.waterfall.tables --check     # changes nothing; fails when something would change
+
+A document says where a table goes and which rows it holds, by columns of the CSV and any number of values:
+
+    <!-- waterfall: scope=encoder model=vit_b,vit_l batch=1,16 -->
+    <!-- end of waterfall -->
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.waterfall.chart import draw_chart
+from bench.waterfall.rows import BASELINE, COLUMNS, RESULTS, Row, read_rows
+from splitsam.common.architectures import ARCHITECTURES
+from splitsam.common.checkpoints import DEMONSTRATION_MODEL
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", ROOT / "bench/README.md")
+SECTION = re.compile(r"<!-- waterfall:(?P<filters>[^>]*)-->\n.*?<!-- end of waterfall -->\n", re.S)
+SCOPES = {"encoder": "image encoder alone", "end_to_end": "image encoder and mask decoder"}
+SLOWER = 0.99  # of the row before; within a percent is neither faster nor slower
+
+
+def write_sections(document: str, rows: Sequence[Row]) -> str:
+    """The document with new tables between its markers.
+
+    Raises:
+        ValueError: a marker names a column that does not exist.
+    """
+
+    def section(match: re.Match[str]) -> str:
+        filters = match["filters"].strip()
+        tables = build_tables(select_rows(rows, filters))
+        return f"<!-- waterfall: {filters} -->\n\n{tables}\n<!-- end of waterfall -->\n"
+
+    return SECTION.sub(section, document)
+
+
+def select_rows(rows: Sequence[Row], filters: str) -> list[Row]:
+    """Those whose columns have one of the values given, as in `model=vit_b,vit_l batch=1`; a value has no spaces."""
+    wanted = {}
+    for word in filters.split():
+        column, _, values = word.partition("=")
+        if column not in COLUMNS or not values:
+            raise ValueError(f"{word!r} is not column=value with a column of the waterfall")
+        wanted[column] = values.split(",")
+    return [
+        row
+        for row in rows
+        if all(str(getattr(row, column)).replace(" ", "_") in values for column, values in wanted.items())
+    ]
+
+
+def build_tables(rows: Sequence[Row]) -> str:
+    """In Markdown, one table for each GPU, scope, model and kind of weights."""
+    return "\n".join(_table(group) for group in group_rows(rows)) or "Not measured yet.\n"
+
+
+def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """By GPU, scope, model and weights; in each, batches ascend and rungs keep their order."""
+    models = list(ARCHITECTURES)
+    groups: dict[tuple[str, str, int, str, str], list[Row]] = {}
+    for row in rows:
+        place = models.index(row.model) if row.model in models else len(models)
+        groups.setdefault((row.gpu, row.scope, place, row.model, row.weights), []).append(row)
+    return [sorted(group, key=lambda row: row.batch) for _, group in sorted(groups.items())]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    versions = sorted({f"torch {row.torch}" + (f", triton {row.triton}" if row.triton else "") for row in rows})
+    on_gpu = any(row.peak_mib is not None for row in rows)
+    on_masks = any(row.mask_miou is not None for row in rows)
+    columns = ["batch", "rung", "ms p50 / p99", "img/s", "x previous", "x fp32"]
+    columns += ["peak MiB"] * on_gpu + ["ready s", "embedding error"] + ["mask mIoU", "index flips"] * on_masks
+    lines = [
+        f"**{first.model}, {SCOPES[first.scope]}**, {first.weights} weights{_reservation(first)}, {first.gpu}, "
+        f"{'; '.join(versions)}",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    for row in rows:
+        cells = [str(row.batch), row.rung, f"{row.ms_p50:.4g} / {row.ms_p99:.4g}", f"{row.img_s:.4g}"]
+        cells += [_previous(row), f"{row.x_fp32:.2f}"]
+        cells += [_cell(row.peak_mib, ".0f")] * on_gpu
+        cells += [f"{row.compile_s:.1f}", f"{row.embedding_error:.1e}"]
+        cells += [_cell(row.mask_miou, ".4f"), _cell(row.index_flips, "d")] * on_masks
+        lines.append(f"| {' | '.join(cells)} |")
+    runs = sorted({(row.command, row.commit) for row in rows})
+    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+
+
+def _reservation(row: Row) -> str:
+    """What the figures of a model cannot be taken for."""
+    if row.model == DEMONSTRATION_MODEL:
+        return " (the demonstration model)"
+    return "" if row.weights.startswith("trained") else " (errors unverified on Meta's weights)"
+
+
+def _previous(row: Row) -> str:
+    """Bold where a rung loses."""
+    if row.x_prev is None or row.rung == BASELINE:
+        return ""
+    return f"**{row.x_prev:.2f}**" if row.x_prev < SLOWER else f"{row.x_prev:.2f}"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def build_charts(results: Path) -> dict[Path, str]:
+    """The SVG of each CSV and scope: one panel a model, its weights left to one kind, which decides no time."""
+    charts = {}
+    for path in sorted(results.glob("waterfall-*.csv")):
+        rows = read_rows(path)
+        for scope, title in SCOPES.items():
+            panels: dict[str, list[Row]] = {}
+            for group in group_rows([row for row in rows if row.scope == scope]):
+                if not group[0].weights.endswith("+outliers"):
+                    panels[group[0].model] = group
+            if panels:
+                chart = draw_chart(panels, f"Images per second, {title}, {rows[0].gpu}")
+                charts[path.with_name(f"{path.stem}-{scope.replace('_', '-')}.svg")] = chart
+    return charts
+
+
+def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
+    """What every document and chart should say."""
+    rows = [row for path in sorted(results.glob("waterfall-*.csv")) for row in read_rows(path)]
+    return {path: write_sections(path.read_text(), rows) for path in documents} | build_charts(results)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.waterfall.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
+    parser.add_argument("--check", action="store_true", help="only say what is not current")
+    options = parser.parse_args(arguments)
+    try:
+        files = collect_files(options.documents, options.results)
+    except (OSError, ValueError) as problem:
+        sys.exit(f"error: {problem}")
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{'not current' if options.check else 'wrote'}: {path}")
+        if not options.check:
+            path.write_text(files[path])
+    if options.check and stale:
+        sys.exit("error: run python -m bench.waterfall.tables")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

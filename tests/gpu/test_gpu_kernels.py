@@ -1,0 +1,60 @@
+"""The compiled attention kernels: every dtype, head size and batch, windows and the whole grid, against float64."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
+
+from splitsam.kernels.relpos_global import global_attention, global_attention_reference
+from splitsam.kernels.relpos_window import WINDOW, window_attention, window_attention_reference
+
+HEADS = 2
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OPERATORS = {"global": global_attention, "window": window_attention}
+REFERENCES = {"global": global_attention_reference, "window": window_attention_reference}
+
+
+def random_inputs(kernel: str, batch: int, grid: tuple[int, int], d: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """qkv, of windows its bias too, and both position tables, rounded to the dtype."""
+    generator = torch.Generator("cuda").manual_seed(batch)
+    sides = (WINDOW, WINDOW) if kernel == "window" else grid
+    shapes = [(batch, grid[0] * grid[1], 3, HEADS, d), (3, HEADS, d), *((2 * side - 1, d) for side in sides)]
+    inputs = [torch.randn(shape, generator=generator, device="cuda") for shape in shapes]
+    for table in inputs[2:]:
+        table.mul_(0.3)
+    if kernel == "global":
+        del inputs[1]
+    return [tensor.to(dtype) for tensor in inputs]
+
+
+def reference(kernel: str, inputs: list[torch.Tensor], grid: tuple[int, int], d: int) -> torch.Tensor:
+    """Image by image: all scores at once would take tens of gigabytes."""
+    qkv, *others = inputs
+    return torch.cat([REFERENCES[kernel](image[None], *others, grid, d**-0.5) for image in qkv])
+
+
+def check(kernel: str, batch: int, grid: tuple[int, int], d: int, dtype: torch.dtype) -> None:
+    inputs = random_inputs(kernel, batch, grid, d, dtype)
+    expected = reference(kernel, [tensor.double() for tensor in inputs], grid, d)
+    same_dtype = (reference(kernel, inputs, grid, d).double() - expected).abs().max()
+    found = (OPERATORS[kernel](*inputs, *grid, d**-0.5).double() - expected).abs().max()
+    # In float32 both err by single roundings of numbers like the largest; a GPU's exp2 is two of them off by itself.
+    least = 5e-6 * float(expected.abs().max()) if dtype == torch.float32 else 0.0
+    assert found <= max(2 * float(same_dtype), least), f"kernel {found:.2e}, PyTorch {same_dtype:.2e}"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 16])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize("kernel", ["global", "window"])
+def test_kernel_errs_no_more_than_twice_pytorch(kernel: str, d: int, dtype: torch.dtype, batch: int):
+    check(kernel, batch, (64, 64), d, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize(
+    ("kernel", "grid"), [("global", (5, 7)), ("global", (33, 16)), ("window", (5, 9)), ("window", (28, 15))]
+)
+def test_kernel_takes_any_grid(kernel: str, grid: tuple[int, int], d: int, dtype: torch.dtype):
+    check(kernel, 3, grid, d, dtype)

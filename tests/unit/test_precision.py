@@ -1,0 +1,124 @@
+"""Which rungs a precision becomes on a device, what is left out, and what is refused."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from splitsam.common.metrics import Metrics
+from splitsam.common.settings import SettingsProblem
+from splitsam.encoder_service import optimize
+from splitsam.encoder_service.optimize import RUNGS
+from splitsam.encoder_service.precision import choose_precision
+from splitsam.encoder_service.service import EncoderService
+from splitsam.encoder_service.settings import EncoderSettings
+from splitsam.v1 import types_pb2
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+MODEL_ID = "0123456789ab" + "f" * 52
+PRECISIONS = [name for name in get_args(EncoderSettings.model_fields["precision"].annotation) if name != "auto"]
+
+
+@pytest.fixture
+def describe_gpu(monkeypatch: pytest.MonkeyPatch):
+    """What PyTorch would say of a GPU that this machine need not have."""
+
+    def describe(capability: tuple[int, int], cusparselt: bool = True, compiler: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: cusparselt)
+        monkeypatch.setattr(optimize, "_has_compiler", lambda: compiler)
+
+    return describe
+
+
+def chosen(asked: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+    choice = choose_precision(asked, device, MODEL_ID)
+    return choice.precision, choice.rungs
+
+
+def test_every_precision_has_a_name_on_the_wire():
+    for name in PRECISIONS:
+        assert types_pb2.Precision.Value(f"PRECISION_{name.upper()}")
+
+
+def test_precisions_of_a_recent_gpu(describe_gpu):
+    describe_gpu((9, 0))
+    assert {name: chosen(name, GPU)[1] for name in PRECISIONS} == {
+        "fp32": ("fp32",),
+        "bf16": ("fp32", "bf16", "compile", "sdpa", "triton"),
+        "int8": ("fp32", "bf16", "compile", "sdpa", "triton", "int8"),
+        "int8_sparse": ("fp32", "bf16", "compile", "sdpa", "triton", "int8", "sparse_mlp"),
+        "seed": RUNGS,
+    }
+
+
+def test_precisions_of_a_cpu():
+    assert [chosen(name, CPU) for name in ("fp32", "bf16", "int8")] == [
+        ("fp32", ("fp32",)),
+        ("bf16", ("fp32", "bf16", "sdpa")),
+        ("int8", ("fp32", "sdpa", "int8")),
+    ]
+
+
+@pytest.mark.parametrize("asked", ["seed", "int8_sparse"])
+def test_precision_that_a_cpu_cannot_do_is_refused_with_those_it_can(asked: str):
+    line = rf"^precision: {asked} is not for cpu: .* needs? a CUDA GPU; it can do fp32, bf16, int8$"
+    with pytest.raises(SettingsProblem, match=line):
+        choose_precision(asked, CPU, MODEL_ID)
+
+
+@pytest.mark.parametrize(
+    ("capability", "cusparselt", "asked", "reason", "able"),
+    [
+        ((7, 5), True, "bf16", "needs compute capability 8.0, the GPU has 7.5", "fp32"),
+        ((8, 0), False, "seed", "no cuSPARSELt", "fp32, bf16, int8"),
+        ((8, 0), False, "int8_sparse", "no cuSPARSELt", "fp32, bf16, int8"),
+    ],
+)
+def test_precision_that_a_gpu_cannot_do_is_refused(describe_gpu, capability, cusparselt, asked, reason, able):
+    describe_gpu(capability, cusparselt)
+    with pytest.raises(SettingsProblem, match=reason) as caught:
+        choose_precision(asked, GPU, MODEL_ID)
+    assert str(caught.value).endswith(f"it can do {able}")
+
+
+def test_rungs_that_cannot_be_had_are_left_out_and_named(describe_gpu):
+    describe_gpu((8, 0), compiler=False)
+    choice = choose_precision("bf16", GPU, MODEL_ID)
+    assert choice.rungs == ("fp32", "bf16", "sdpa")
+    assert [note.partition(":")[0] for note in choice.notes] == [
+        "bf16 runs without the rung compile",
+        "bf16 runs without the rung triton",
+    ]
+    with pytest.raises(SettingsProblem, match=r"seed is not for cuda:0: there is no C\+\+ compiler"):
+        choose_precision("seed", GPU, MODEL_ID)
+
+
+def test_auto_takes_no_8_bits_without_a_calibration_report(describe_gpu):
+    describe_gpu((9, 0))
+    choice = choose_precision("auto", GPU, MODEL_ID)
+    assert (choice.precision, choice.rungs) == ("bf16", RUNGS[:5])
+    (note,) = choice.notes
+    assert "int8, int8_sparse, seed" in note
+    assert "no calibration report on model 0123456789ab" in note
+
+
+@pytest.mark.parametrize(("device", "word"), [(CPU, "depends on the CPU"), (GPU, "compute capability")])
+def test_auto_falls_back_to_fp32_and_says_why(describe_gpu, device: torch.device, word: str):
+    describe_gpu((7, 0))
+    choice = choose_precision("auto", device, MODEL_ID)
+    assert (choice.precision, choice.rungs) == ("fp32", ("fp32",))
+    assert word in choice.notes[0]
+
+
+def test_precision_asked_for_without_a_calibration_report_is_noted():
+    assert choose_precision("bf16", CPU, MODEL_ID).notes == ()
+    assert "without a calibration report" in choose_precision("int8", CPU, MODEL_ID).notes[0]
+
+
+def test_service_refuses_a_precision_before_it_loads_weights(tmp_path):
+    settings = EncoderSettings.load(
+        ["--precision", "seed", "--device", "cpu", "--checkpoint", str(tmp_path / "missing.pth")]
+    )
+    with pytest.raises(SettingsProblem, match="precision: seed is not for cpu"):
+        EncoderService(settings, Metrics())
