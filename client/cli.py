@@ -18,6 +18,7 @@ from splitsam.client.processes import StackError
 from splitsam.client.results import ServiceInfo
 from splitsam.client.service_options import ServiceOptions, service_options
 from splitsam.client.stack import StackSettings
+from splitsam.common.errors import CheckpointError
 
 app = typer.Typer(
     name="splitsam",
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.TyperException as error:
         _complain(error.format_message() + (" (see --help)" if error.exit_code == 2 else ""))
         sys.exit(error.exit_code)
-    except (SplitsamError, StackError, ValueError) as error:
+    except (SplitsamError, StackError, CheckpointError, ValueError) as error:
         _complain(f"{error}{_hint(error)}")
         for line in getattr(error, "log_tail", ()):
             print(f"  | {line}", file=sys.stderr)
@@ -70,6 +71,33 @@ def serve_encoder(context: typer.Context) -> None:
 def serve_decoder(context: typer.Context) -> None:
     """Run the decoder service; `serve-decoder --help` lists its settings."""
     raise typer.Exit(importlib.import_module("splitsam.decoder_service.__main__").main(context.args))
+
+
+@app.command()
+def optimize(
+    precision: Annotated[str, typer.Option(help="bf16, int8, int8_sparse or seed.")],
+    out: Annotated[Path, typer.Option(help="The file to write, x.safetensors.")],
+    checkpoint: Annotated[str | None, typer.Argument(help="Weights: path or URL; default: the shipped vit_t.")] = None,
+    model: Annotated[str | None, typer.Option(help="vit_t, vit_b, vit_l or vit_h; read from the weights.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Digest that the weights must have.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder for downloaded weights.")] = None,
+    device: Annotated[str, typer.Option(help="What will serve it: auto (as this machine), cpu or cuda.")] = "auto",
+    image: Annotated[
+        list[Path], typer.Option(help="Image to prune on, of the kind that will be served; once for each.")
+    ] = [],  # noqa: B006 (typer reads the default from here)
+) -> None:
+    """Prune and quantise a checkpoint once, into a smaller file for one precision of the encoder."""
+    ahead_of_time = importlib.import_module("splitsam.encoder_service.ahead_of_time")
+    ahead_of_time.run_optimize(
+        model=model,
+        checkpoint=checkpoint,
+        sha256=sha256,
+        cache_dir=cache_dir,
+        precision=precision,
+        device=device,
+        out=out,
+        images=image,
+    )
 
 
 @app.command()

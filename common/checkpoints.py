@@ -9,12 +9,12 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from splitsam.common.architectures import ARCHITECTURES, Architecture, build_sam
 from splitsam.common.checkpoint_files import META_SHA256, META_URL, locate_checkpoint
 from splitsam.common.errors import CheckpointError
+from splitsam.common.optimised_files import Optimisation, parse_metadata, restore_weights
 from splitsam.common.sam_modules import Sam
 
 DEMONSTRATION_MODEL = "vit_t"
@@ -28,9 +28,11 @@ class LoadedModel:
 
     Args:
         sam: fp32, in eval mode, on the CPU, without gradients.
-        model_id: see `compute_model_id`.
+        model_id: see `compute_model_id`; an optimised file has that of its source.
         demonstration: the small model; say so wherever it is shown.
         notes: what an operator should know of the weights, one sentence each.
+        path: the file that was read.
+        optimisation: what was done to the image encoder's weights, if the file is an optimised one.
     """
 
     sam: Sam
@@ -38,6 +40,8 @@ class LoadedModel:
     model_id: str
     demonstration: bool
     notes: tuple[str, ...]
+    path: Path
+    optimisation: Optimisation | None = None
 
 
 def load_model(*, model: str | None, checkpoint: str | None, sha256: str | None, cache_dir: Path) -> LoadedModel:
@@ -130,32 +134,46 @@ def _load_shipped() -> LoadedModel:
 
 def _load_file(path: Path, shown: str, model: str | None) -> LoadedModel:
     try:
-        weights = _read_weights(path)
+        weights, metadata = _read_weights(path)
+        optimisation = parse_metadata(metadata)
+        if optimisation is not None:
+            weights = restore_weights(weights)
         spec = recognise_architecture(weights)
-        if model is not None and spec.name != model:
-            raise CheckpointError(f"the checkpoint holds {spec.name} weights, not {model}")
+        for name in (model, optimisation and optimisation.model):
+            if name is not None and spec.name != name:
+                raise CheckpointError(f"the checkpoint holds {spec.name} weights, not {name}")
         sam = build_sam(spec)
         _check_weights(weights, sam.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{shown}: {error}") from error
     sam.load_state_dict(weights)
     sam.requires_grad_(False)
-    kept = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values() if t.dtype != torch.float32})
-    notes = [f"The checkpoint's {' and '.join(kept)} weights were converted to float32."] if kept else []
     return LoadedModel(
         sam=sam,
         name=spec.name,
-        model_id=compute_model_id(sam.state_dict()),
+        model_id=optimisation.model_id if optimisation else compute_model_id(sam.state_dict()),
         demonstration=spec.name == DEMONSTRATION_MODEL,
-        notes=tuple(notes),
+        notes=_notes(weights, optimisation),
+        path=path,
+        optimisation=optimisation,
     )
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict; nothing but tensors is ever unpickled."""
+def _notes(weights: Mapping[str, torch.Tensor], optimisation: Optimisation | None) -> tuple[str, ...]:
+    if optimisation is not None:
+        count = optimisation.images
+        pruned = f", pruned on {count} image{'s' if count > 1 else ''}" if count else ""
+        return (f"The checkpoint's image encoder was made ready for {optimisation.precision} ahead of time{pruned}.",)
+    kept = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values() if t.dtype != torch.float32})
+    return (f"The checkpoint's {' and '.join(kept)} weights were converted to float32.",) if kept else ()
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a state dict, and a safetensors file's metadata; nothing but tensors is ever unpickled."""
     if path.suffix == ".safetensors":
         try:
-            return load_file(path, device="cpu")
+            with safe_open(path, framework="pt", device="cpu") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError("not a readable safetensors file: it is cut short or damaged") from error
     try:
@@ -170,7 +188,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise CheckpointError("not a plain state dict, which maps names to tensors")
-    return state
+    return state, {}
 
 
 def _check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

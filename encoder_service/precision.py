@@ -59,7 +59,7 @@ def choose_precision(asked: str, device: torch.device, model_id: str) -> Precisi
     else:
         precision, notes = asked, _warn(asked, model_id)
     rungs = []
-    for rung in _rungs(device)[precision]:
+    for rung in rungs_of(device.type)[precision]:
         reason = unsupported(rung, device)
         if reason is None:
             rungs.append(rung)
@@ -68,16 +68,17 @@ def choose_precision(asked: str, device: torch.device, model_id: str) -> Precisi
     return PrecisionChoice(precision, tuple(rungs), notes)
 
 
+def rungs_of(device_type: str) -> dict[str, tuple[str, ...]]:
+    """The rungs of every precision that a kind of device can do: cuda, or any other."""
+    return _ON_GPU if device_type == "cuda" else _ON_CPU
+
+
 def check_precision(asked: str, device: torch.device) -> None:
     """Raises SettingsProblem, which names what the device can do instead, unless it can do this precision."""
     reason = None if asked == AUTO else _refusal(asked, device)
     if reason is not None:
         able = [name for name in _ON_GPU if _refusal(name, device) is None]
         raise SettingsProblem(f"precision: {asked} is not for {device}: {reason}; it can do {', '.join(able)}")
-
-
-def _rungs(device: torch.device) -> dict[str, tuple[str, ...]]:
-    return _ON_GPU if device.type == "cuda" else _ON_CPU
 
 
 def _refusal(precision: str, device: torch.device) -> str | None:

@@ -13,6 +13,7 @@ from splitsam.common.device import choose_device, describe_device
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
 from splitsam.encoder_service.precision import check_precision, choose_precision
@@ -81,6 +82,7 @@ class EncoderService:
         )
         sam = loaded.sam
         choice = choose_precision(settings.precision, self._device, loaded.model_id)
+        check_precision_of_file(loaded.optimisation, choice, self._device)
         log.info("precision", extra={"precision": choice.precision, "rungs": choice.rungs, "notes": choice.notes})
         model = EncoderModel(
             sam.image_encoder,

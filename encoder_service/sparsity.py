@@ -64,9 +64,13 @@ def _stored_weights(layer: nn.Linear) -> Tensor:
 
 
 def _largest_two_of_four(weights: Tensor) -> Tensor:
-    """[N, K] of the same dtype: 1 for the two largest magnitudes of each four in a row, else 0."""
+    """[N, K] of the same dtype: 1 for the two largest of each four in a row, of equal ones the first, else 0.
+
+    A stable order makes all devices keep the same weights; int8 has many equal ones.
+    """
     sizes = weights.float().abs().view(len(weights), -1, 4)
-    return torch.zeros_like(sizes).scatter_(2, sizes.topk(2, dim=2).indices, 1).flatten(1).to(weights.dtype)
+    kept = sizes.sort(dim=2, descending=True, stable=True).indices[..., :2]
+    return torch.zeros_like(sizes).scatter_(2, kept, 1).flatten(1).to(weights.dtype)
 
 
 def compress(layer: nn.Linear) -> nn.Module:

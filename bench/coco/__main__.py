@@ -103,6 +103,8 @@ def load_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, Dataset]:
         model = load_model(model=arguments.model, checkpoint=checkpoint, sha256=None, cache_dir=DEFAULT_CACHE_DIR)
     except (DatasetError, CheckpointError) as error:
         sys.exit(f"error: {error}")
+    if model.optimisation is not None:
+        sys.exit(f"error: {model.path} is already optimised, for {model.optimisation.precision}: give its source")
     return model, dataset
 
 

@@ -10,7 +10,9 @@ import torch
 
 from splitsam.common.architectures import ARCHITECTURES, IMAGE_SIDE_PX, Architecture, build_sam
 from splitsam.common.checkpoints import DEMONSTRATION_MODEL, load_model
+from splitsam.common.errors import CheckpointError
 from splitsam.common.sam_modules import Sam
+from splitsam.common.settings import DEFAULT_CACHE_DIR
 from training.evaluate import draw_held, find_centre
 
 SEED = 3
@@ -45,11 +47,13 @@ def load_subject(model: str, checkpoint: str | None, outliers: bool) -> Subject:
     """The weights of a checkpoint, those shipped for vit_t, or else random ones.
 
     Raises:
-        CheckpointError: the checkpoint does not fit.
+        CheckpointError: the checkpoint does not fit, or is no longer what it was trained to be.
     """
     if checkpoint is not None or model == DEMONSTRATION_MODEL:
-        cache = Path.home() / ".cache/splitsam"
-        sam, weights = load_model(model=model, checkpoint=checkpoint, sha256=None, cache_dir=cache).sam, "trained"
+        loaded = load_model(model=model, checkpoint=checkpoint, sha256=None, cache_dir=DEFAULT_CACHE_DIR)
+        if loaded.optimisation is not None:
+            raise CheckpointError(f"{loaded.path} is already optimised, for {loaded.optimisation.precision}")
+        sam, weights = loaded.sam, "trained"
     else:
         sam, weights = build_random(ARCHITECTURES[model]), "random"
     if outliers:

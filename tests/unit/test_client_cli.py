@@ -40,7 +40,7 @@ def test_version(run):
 def test_no_command_prints_help(run):
     status, out, _ = run()
     assert status == 0
-    for name in ("up", "serve-encoder", "serve-decoder", "demo", "segment", "encode", "info"):
+    for name in ("up", "serve-encoder", "serve-decoder", "optimize", "demo", "segment", "encode", "info"):
         assert f"  {name} " in out
 
 
@@ -57,6 +57,8 @@ def test_no_command_prints_help(run):
         (["encode"], ["paths"]),
         (["up", "--encoder-port", "70000"], ["--encoder-port"]),
         (["demo", "--encoder", "127.0.0.1:1"], ["--decoder"]),
+        (["optimize", "x.pth", "--out", "x.safetensors"], ["--precision"]),
+        (["optimize", "x.pth", "--precision", "int8"], ["--out"]),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(run, arguments, words):
@@ -70,6 +72,22 @@ def test_missing_file_is_one_line_and_status_1(run, tmp_path):
     status, _, err = run("segment", path, "--point", "1,2")
     assert status == 1
     assert_one_line(err, str(path), "No such file")
+
+
+@pytest.mark.parametrize(
+    ("precision", "checkpoint", "out", "words"),
+    [
+        ("fp32", "x.pth", "x.safetensors", ["--precision fp32", "bf16, int8"]),
+        ("seed", "absent.pth", "x.safetensors", ["no checkpoint file at absent.pth"]),
+        ("seed", "x.pth", "x.pth", ["--out", "ends in .safetensors"]),
+        ("seed", "x.pth", "/dev/null/x.safetensors", ["/dev/null"]),
+    ],
+)
+def test_checkpoint_that_cannot_be_optimised_is_one_line(run, tmp_path, monkeypatch, precision, checkpoint, out, words):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("optimize", checkpoint, "--precision", precision, "--out", out)
+    assert status == 1
+    assert_one_line(err, *words)
 
 
 def test_nobody_there_is_one_line_with_a_hint(run):
