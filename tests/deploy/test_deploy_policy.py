@@ -1,0 +1,223 @@
+"""Pod Security `restricted` and our own rules, for every object of every variant."""
+
+import re
+
+import pytest
+from manifests import (
+    DEPLOY,
+    KUSTOMIZE,
+    SERVICES,
+    build,
+    containers,
+    kustomize,
+    load,
+    named,
+    of_kind,
+    pod_labels,
+    pod_specs,
+    selects,
+    size_bytes,
+)
+
+LOADER = load(KUSTOMIZE / "components" / "weights" / "loader.yaml")
+VOLUMES_OF_RESTRICTED = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+
+
+def test_pods_meet_the_restricted_standard(manifests):
+    for _, spec in pod_specs([*manifests, *LOADER]):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        for container in containers(spec):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert not any("hostPort" in port for port in container.get("ports", ()))
+        for volume in spec.get("volumes", ()):
+            assert volume.keys() - {"name"} <= VOLUMES_OF_RESTRICTED
+
+
+def test_the_namespace_enforces_that_standard(manifests):
+    [namespace] = of_kind(manifests, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_pods_hold_no_token_and_no_variables_of_services(manifests):
+    for _, spec in pod_specs([*manifests, *LOADER]):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+    accounts = {account["metadata"]["name"]: account for account in of_kind(manifests, "ServiceAccount")}
+    for name, spec in pod_specs(manifests):
+        assert spec["serviceAccountName"] == name
+        assert accounts[name]["automountServiceAccountToken"] is False
+
+
+def test_images_are_pinned_and_memory_is_bounded(manifests):
+    for _, spec in pod_specs([*manifests, *LOADER]):
+        for container in containers(spec):
+            assert re.search(r":[0-9]+\.[0-9]+\.[0-9]+(-\w+)?$", container["image"])
+            resources = container["resources"]
+            # What is asked for is what may be used: nobody is evicted for a neighbour's growth.
+            assert resources["limits"]["memory"] == resources["requests"]["memory"]
+            assert "cpu" in resources["requests"]
+
+
+def test_scratch_volumes_are_bounded_within_the_pods_limit(manifests):
+    for _, spec in pod_specs(manifests):
+        scratch = [volume["emptyDir"] for volume in spec["volumes"] if "emptyDir" in volume]
+        limit = spec["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+        assert sum(size_bytes(volume["sizeLimit"]) for volume in scratch) <= size_bytes(limit)
+
+
+def test_mounts_name_volumes_and_volumes_name_what_exists(manifests):
+    maps = {item["metadata"]["name"] for item in of_kind(manifests, "ConfigMap")}
+    claims = {item["metadata"]["name"] for item in of_kind(manifests, "PersistentVolumeClaim")}
+    for _, spec in pod_specs(manifests):
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        mounted = {mount["name"] for container in containers(spec) for mount in container["volumeMounts"]}
+        assert mounted == volumes.keys()
+        for volume in volumes.values():
+            assert "configMap" not in volume or volume["configMap"]["name"] in maps
+            assert "persistentVolumeClaim" not in volume or volume["persistentVolumeClaim"]["claimName"] in claims
+        for container in containers(spec):
+            sources = [variable.get("valueFrom", {}) for variable in container.get("env", ())]
+            assert {source["configMapKeyRef"]["name"] for source in sources if "configMapKeyRef" in source} <= maps
+
+
+def test_secrets_are_referred_to_and_never_held(manifests):
+    assert not of_kind(manifests, "Secret")
+    example = {item["metadata"]["name"]: item["stringData"] for item in load(DEPLOY / "secrets.example.yaml")}
+    for _, spec in pod_specs(manifests):
+        for volume in spec["volumes"]:
+            if "secret" in volume:
+                keys = example[volume["secret"]["secretName"]].keys()
+                assert {item["key"] for item in volume["secret"].get("items", ())} <= keys
+                assert volume["secret"]["defaultMode"] == 0o440
+        for container in containers(spec):
+            for variable in container.get("env", ()):
+                reference = variable.get("valueFrom", {}).get("secretKeyRef")
+                assert reference is None or reference["key"] in example[reference["name"]]
+                assert "REDIS_URL" not in variable["name"] or reference
+
+
+def test_everything_lies_in_one_namespace(manifests):
+    apart = {"Namespace", "PriorityClass"}
+    assert {item["metadata"]["namespace"] for item in manifests if item["kind"] not in apart} == {"splitsam"}
+    assert not any("namespace" in item["metadata"] for item in manifests if item["kind"] in apart)
+
+
+def test_a_namespace_of_its_own_renames_everything():
+    """What deploy/README.md does for a second model beside the first."""
+    items = kustomize("gpu", namespace="splitsam-green")
+    apart = {"Namespace", "PriorityClass"}
+    assert {item["metadata"]["namespace"] for item in items if item["kind"] not in apart} == {"splitsam-green"}
+    [namespace] = of_kind(items, "Namespace")
+    assert namespace["metadata"]["name"] == "splitsam-green"
+
+
+def test_services_and_budgets_select_the_pods_of_their_name(manifests):
+    pods = pod_labels(manifests)
+    for service in of_kind(manifests, "Service"):
+        name = service["metadata"]["name"].removesuffix("-replicas")
+        selector = {"matchLabels": service["spec"]["selector"]}
+        assert [pod for pod, labels in pods.items() if selects(selector, labels)] == [name]
+        [container] = named(manifests, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        for port in service["spec"]["ports"]:
+            assert ports[port["targetPort"]] == port["port"]
+    budgets = of_kind(manifests, "PodDisruptionBudget")
+    assert {budget["metadata"]["name"] for budget in budgets} == {f"splitsam-{service}" for service in SERVICES}
+    for budget in budgets:
+        assert budget["spec"]["maxUnavailable"] == 1
+        selected = [pod for pod, labels in pods.items() if selects(budget["spec"]["selector"], labels)]
+        assert selected == [budget["metadata"]["name"]]
+
+
+def test_each_service_has_one_address_and_its_replicas(manifests):
+    for service in SERVICES:
+        assert "clusterIP" not in named(manifests, "Service", f"splitsam-{service}")["spec"]
+        assert named(manifests, "Service", f"splitsam-{service}-replicas")["spec"]["clusterIP"] == "None"
+
+
+def test_replicas_spread_over_nodes_and_zones(manifests):
+    for service in SERVICES:
+        deployment = named(manifests, "Deployment", f"splitsam-{service}")
+        spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert [item["topologyKey"] for item in spread] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+        assert all(item["labelSelector"] == deployment["spec"]["selector"] for item in spread)
+
+
+def test_clicks_come_before_encoding(manifests):
+    values = {item["metadata"]["name"]: item["value"] for item in of_kind(manifests, "PriorityClass")}
+    classes = {name: spec["priorityClassName"] for name, spec in pod_specs(manifests)}
+    assert values[classes["splitsam-decoder"]] > values[classes["splitsam-encoder"]] > 0
+
+
+def test_an_autoscaler_owns_the_replicas(manifests):
+    scalers = [*of_kind(manifests, "HorizontalPodAutoscaler"), *of_kind(manifests, "ScaledObject")]
+    scaled = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers}
+    assert len(scaled) == len(scalers)
+    for deployment in of_kind(manifests, "Deployment"):
+        assert ("replicas" in deployment["spec"]) == (deployment["metadata"]["name"] not in scaled)
+
+
+def test_nothing_flows_that_no_policy_allows(manifests):
+    deny = named(manifests, "NetworkPolicy", "splitsam-default-deny")["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        for direction, side in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(direction, ()):
+                assert direction.capitalize() in policy["spec"]["policyTypes"]
+                assert rule["ports"]
+                assert rule[side]  # an absent or empty list would allow everybody
+                assert {} not in rule[side]
+
+
+def flows(manifests, direction, pod):
+    """Ports that policies open for a pod."""
+    labels = pod_labels(manifests)[pod]
+    return {
+        (port["protocol"], port["port"])
+        for policy in of_kind(manifests, "NetworkPolicy")
+        if selects(policy["spec"]["podSelector"], labels)
+        for rule in policy["spec"].get(direction, ())
+        for port in rule["ports"]
+    }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_are_reached_on_their_ports_and_reach_redis_and_dns(manifests, service):
+    name = f"splitsam-{service}"
+    ports = named(manifests, "Service", f"{name}-replicas")["spec"]["ports"]
+    grpc, metrics = (next(port["port"] for port in ports if port["name"] == which) for which in ("grpc", "metrics"))
+    opened = flows(manifests, "ingress", name)
+    assert ("TCP", grpc) in opened
+    assert (("TCP", metrics) in opened) == bool(of_kind(manifests, "ServiceMonitor"))
+    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)}
+
+
+@pytest.mark.parametrize("variant", ["cpu-kind", "gpu"])
+def test_redis_is_reached_by_the_services_only(variant):
+    manifests = build(variant)
+    assert flows(manifests, "ingress", "splitsam-redis") == {("TCP", 6379)}
+    policy = named(manifests, "NetworkPolicy", "splitsam-redis-calls")
+    [rule] = policy["spec"]["ingress"]
+    [peer] = rule["from"]
+    callers = {name for name, labels in pod_labels(manifests).items() if selects(peer["podSelector"], labels)}
+    assert callers == {f"splitsam-{service}" for service in SERVICES}
+    assert {port for _, port in flows(manifests, "egress", "splitsam-redis")} == {53}
+
+
+def test_an_external_redis_has_to_be_named(manifests):
+    cidrs = {
+        peer["ipBlock"]["cidr"]
+        for policy in of_kind(manifests, "NetworkPolicy")
+        for rule in policy["spec"].get("egress", ())
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    }
+    in_cluster = any(name == "splitsam-redis" for name, _ in pod_specs(manifests))
+    assert cidrs == (set() if in_cluster else {"REPLACE_CIDR"})  # no CIDR, so the API server refuses it

@@ -1,0 +1,307 @@
+"""The manifests and images against the code: names, ports, variables, probes and times are the services' own."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+
+import pytest
+from manifests import (
+    DEPLOY,
+    PROGRAMS,
+    ROOT,
+    SERVICES,
+    VARIANTS,
+    build,
+    container_of,
+    containers,
+    load,
+    named,
+    of_kind,
+    pod_specs,
+    selects,
+    size_bytes,
+)
+
+from splitsam.client.stack import StackSettings
+from splitsam.common.checkpoint_files import META_SHA256, file_sha256
+from splitsam.common.metrics import Metrics
+from splitsam.decoder_service.service import DecoderService
+from splitsam.decoder_service.settings import DecoderSettings
+from splitsam.encoder_service.service import EncoderService
+from splitsam.encoder_service.settings import EncoderSettings
+
+SETTINGS = {"encoder": EncoderSettings, "decoder": DecoderSettings}
+FULL_NAMES = {"encoder": EncoderService.full_name, "decoder": DecoderService.full_name}
+# Longest wait for a place in a batch: a drain that is shorter would cut off a call that is still in time.
+LONGEST_CALL = {"encoder": "encode_timeout_ms", "decoder": "predict_timeout_ms"}
+# Read by libraries, or by the container itself; everything else must be a setting.
+NOT_SETTINGS = {"OMP_NUM_THREADS", "WEIGHTS_FILE"}
+CLOSING_MS = 10_000
+# Of the processes with vit_t on a CPU, after the image was started and used once: deploy/README.md.
+SEEN_BYTES = {"encoder": 1.4 * 2**30, "decoder": 0.5 * 2**30}
+DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
+
+
+def resolved(manifests, source):
+    """A value that a variable takes from elsewhere, for secrets one of the right form."""
+    if "secretKeyRef" in source:
+        assert source["secretKeyRef"] == {"name": "splitsam-redis", "key": "url"}
+        return "redis://splitsam:password@splitsam-redis:6379/0"
+    if "configMapKeyRef" in source:
+        reference = source["configMapKeyRef"]
+        return named(manifests, "ConfigMap", reference["name"])["data"][reference["key"]]
+    assert source["resourceFieldRef"]["resource"] == "requests.cpu"
+    return "1"
+
+
+def environment(manifests, container):
+    """The variables of a container, references to earlier ones expanded as Kubernetes does."""
+    values = {}
+    for variable in container["env"]:
+        value = variable["value"] if "value" in variable else resolved(manifests, variable["valueFrom"])
+        assert variable["name"] not in values
+        values[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda match, known=values: known[match[1]], value)
+    return values
+
+
+@pytest.fixture(params=[(variant, service) for variant in VARIANTS for service in SERVICES], ids=" ".join)
+def deployed(request, monkeypatch):
+    """One service of one variant: manifests, its container, and the settings that the container's variables make."""
+    variant, service = request.param
+    manifests = build(variant)
+    container = container_of(manifests, service)
+    for name in os.environ:
+        if name.upper().startswith("SPLITSAM_"):
+            monkeypatch.delenv(name)
+    for name, value in environment(manifests, container).items():
+        monkeypatch.setenv(name, value)
+    return manifests, service, container, SETTINGS[service].load()
+
+
+def test_every_variable_is_a_setting_of_that_service(deployed):
+    _, service, container, settings = deployed
+    prefix = settings.model_config["env_prefix"]
+    names = {variable["name"] for variable in container["env"]} - NOT_SETTINGS
+    assert names <= {(prefix + name).upper() for name in type(settings).model_fields}
+    assert container["args"] == [f"serve-{service}"]
+
+
+def test_ports_are_the_settings_and_the_defaults(deployed):
+    _, service, container, settings = deployed
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
+    assert settings.port == SETTINGS[service].model_fields["port"].default
+    assert settings.metrics_port == getattr(StackSettings(), f"{service}_metrics_port")
+    assert settings.host == "0.0.0.0"  # noqa: S104 (a pod's own address is known only when it runs)
+
+
+def test_probes_ask_for_names_that_the_service_serves(deployed):
+    _, service, container, settings = deployed
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["grpc"] == {"port": settings.port, "service": FULL_NAMES[service]}
+    assert container["livenessProbe"]["grpc"] == {"port": settings.port, "service": ""}
+    assert all(container[probe]["timeoutSeconds"] > 1 for probe in container if probe.endswith("Probe"))
+
+
+def test_a_pod_is_given_time_to_drain(deployed):
+    manifests, service, container, settings = deployed
+    pod = named(manifests, "Deployment", f"splitsam-{service}")["spec"]["template"]["spec"]
+    readiness = container["readinessProbe"]
+    assert settings.drain_delay_ms >= 1000 * readiness["periodSeconds"]
+    assert settings.grace_ms >= getattr(settings, LONGEST_CALL[service])
+    assert pod["terminationGracePeriodSeconds"] * 1000 >= settings.drain_delay_ms + settings.grace_ms + CLOSING_MS
+    assert "lifecycle" not in container  # a preStop hook would be one more wait to count
+
+
+def test_secrets_are_read_from_where_they_are_mounted(deployed):
+    _, _, container, settings = deployed
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "auth"]
+    keys = load(DEPLOY / "secrets.example.yaml")[0]["stringData"].keys()
+    assert mount["readOnly"]
+    for path in (settings.secret_file, settings.tokens_file):
+        assert str(path.parent) == mount["mountPath"]
+        assert path.name in keys
+
+
+def test_memory_holds_what_the_settings_promise(deployed):
+    _, service, container, settings = deployed
+    limit = size_bytes(container["resources"]["limits"]["memory"])
+    if service == "encoder":
+        # Waiting images of 1024 x 1024 x 3 bytes, and in each thread that decodes one at its full size, twice.
+        promised = settings.max_queue * 3 * 2**20 + settings.decode_threads * settings.max_image_pixels * 3 * 2
+    else:
+        promised = settings.logits_memory_bytes + (settings.memory_bytes if settings.device == "cpu" else 0)
+    assert limit - promised >= SEEN_BYTES[service]
+
+
+def test_a_device_and_its_resources_agree(deployed):
+    _, service, container, settings = deployed
+    is_cuda = settings.device == "cuda"
+    assert is_cuda == ("nvidia.com/gpu" in container["resources"]["limits"])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert container["image"] == f"splitsam-{service}:{version}-{'cuda' if is_cuda else 'cpu'}"
+
+
+def test_redis_is_where_the_made_url_says():
+    made = next(item for item in load(DEPLOY / "secrets.example.yaml") if item["metadata"]["name"] == "splitsam-redis")
+    assert made["stringData"]["url"] == "REPLACE_URL"
+    [port] = named(build("cpu-kind"), "Service", "splitsam-redis")["spec"]["ports"]
+    assert f"@splitsam-redis:{port['port']}/0" in (DEPLOY / "make-secrets").read_text()
+
+
+def test_init_container_verifies_what_the_service_loads(deployed):
+    manifests, service, container, settings = deployed
+    pod = named(manifests, "Deployment", f"splitsam-{service}")["spec"]["template"]["spec"]
+    if settings.checkpoint is None:
+        assert "initContainers" not in pod
+        return
+    [init] = pod["initContainers"]
+    variables = environment(manifests, init)
+    assert settings.checkpoint == f"/weights/{variables['WEIGHTS_FILE']}"
+    assert settings.sha256 == variables["WEIGHTS_SHA256"] == META_SHA256[variables["WEIGHTS_FILE"]]
+    assert init["image"] == container["image"]
+    for each in (init, container):
+        assert {"name": "weights", "mountPath": "/weights", "readOnly": True} in each["volumeMounts"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_verification_stops_damaged_weights(tmp_path, damaged):
+    deployment = named(build("gpu with all"), "Deployment", "splitsam-encoder")
+    [init] = deployment["spec"]["template"]["spec"]["initContainers"]
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"weights")
+    digest = file_sha256(weights)
+    if damaged:
+        weights.write_bytes(b"weighty")
+    script = init["command"][2].replace("/weights/", f"{tmp_path}/")
+    variables = {**os.environ, "WEIGHTS_FILE": "w.pth", "WEIGHTS_SHA256": digest}
+    result = subprocess.run([*init["command"][:2], script], env=variables, capture_output=True, check=False)
+    assert (result.returncode != 0) == damaged
+
+
+def series() -> dict[str, set[str]]:
+    """Every time series that the services may expose, with the names of its labels."""
+    found = {}
+    for name, collector in Metrics().registry._names_to_collectors.items():
+        labels = set(collector._labelnames)
+        found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
+    return found
+
+
+def expressions():
+    for variant in ("cpu-kind with all", "gpu with all"):
+        for rule in of_kind(build(variant), "PrometheusRule"):
+            for group in rule["spec"]["groups"]:
+                yield from (alert["expr"] for alert in group["rules"])
+        for scaled in of_kind(build(variant), "ScaledObject"):
+            yield from (trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
+
+
+def test_alerts_and_scalers_ask_for_series_and_labels_that_exist():
+    known = series()
+    asked = 0
+    for expression in expressions():
+        assert expression.count("(") == expression.count(")")
+        for name, selector in re.findall(r"\b(splitsam_\w+)(?:\{([^}]*)\})?", expression):
+            asked += 1
+            labels = set(re.findall(r"(\w+)=~?\"", selector))
+            assert labels - {"namespace", "service"} <= known[name]
+        for grouping in re.findall(r"by \(([^)]*)\)", expression):
+            of_scrapes = {"namespace", "service"}
+            assert set(grouping.replace(" ", "").split(",")) - of_scrapes <= set().union(*known.values())
+    assert asked > 10
+
+
+def test_alerts_name_values_that_the_code_uses():
+    used = "".join(path.read_text() for path in (ROOT / "common").glob("*.py"))
+    used += "".join(path.read_text() for path in ROOT.glob("*_service/*.py"))
+    names = {name for text in expressions() for name in re.findall(r'(?:tier|result|kind|batcher)="(\w+)"', text)}
+    assert names >= {"unavailable", "bad", "encoder", "decoder"}
+    for name in names:
+        assert f'"{name}"' in used
+
+
+def test_every_alert_says_what_to_do():
+    [rule] = of_kind(build("gpu with all"), "PrometheusRule")
+    for group in rule["spec"]["groups"]:
+        for alert in group["rules"]:
+            assert alert["labels"]["severity"] in ("warning", "critical")
+            assert len(alert["annotations"]["runbook"]) > 40
+            assert alert["annotations"]["summary"].endswith(".")
+
+
+def test_metrics_are_scraped_where_they_are_served(manifests):
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        selector = monitor["spec"]["selector"]
+        scraped = [item for item in of_kind(manifests, "Service") if selects(selector, item["metadata"]["labels"])]
+        assert {item["metadata"]["name"] for item in scraped} == {f"splitsam-{name}-replicas" for name in SERVICES}
+        for service in scraped:
+            assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_dockerfile_is_clean():
+    result = subprocess.run(
+        [PROGRAMS / "hadolint", "--failure-threshold", "style", DEPLOY / "docker" / "Dockerfile"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_images_start_the_services_on_their_ports():
+    for service in SERVICES:
+        stage = DOCKERFILE.partition(f"FROM runtime AS {service}\n")[2].partition("\nFROM")[0]
+        settings = SETTINGS[service].model_fields
+        metrics_port = getattr(StackSettings(), f"{service}_metrics_port")
+        assert f"EXPOSE {settings['port'].default} {metrics_port}\n" in stage
+        assert json.loads(stage.partition("CMD ")[2].splitlines()[0]) == [f"serve-{service}"]
+    assert 'ENTRYPOINT ["splitsam"]' in DOCKERFILE
+
+
+def test_images_run_as_the_user_of_the_pods_and_write_where_they_may(manifests):
+    user, group = map(int, re.search(r"^USER (\d+):(\d+)$", DOCKERFILE, re.M).groups())
+    written = re.findall(r"(?:HOME|TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR)=(\S+)", DOCKERFILE)
+    assert len(written) == 3
+    for name, spec in pod_specs(manifests):
+        if name == "splitsam-redis":
+            continue
+        security = spec["securityContext"]
+        assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (user, group, group)
+        for container in spec["containers"]:
+            mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+            assert all(any(f"{path}/".startswith(f"{mount}/") for mount in mounts) for path in written)
+            assert "/tmp" in mounts
+
+
+def test_the_image_is_made_of_what_the_wheel_is_made_of():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {path.partition("/")[0] for path in project["tool"]["setuptools"]["package-dir"].values()}
+    copied = {line.split()[1] for line in DOCKERFILE.splitlines() if re.match(r"COPY \w+ \w+$", line)}
+    assert copied == folders
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    files = {name for line in re.findall(r"^COPY (.*\.\w+ .*)\./?$", DOCKERFILE, re.M) for name in shlex.split(line)}
+    assert kept == files | {f"{folder}/" for folder in folders}
+
+
+def test_no_other_container_reads_our_settings(manifests):
+    for name, spec in pod_specs(manifests):
+        for container in containers(spec):
+            if name == "splitsam-redis" or container["name"] == "verify-weights":
+                assert not any(item["name"].startswith("SPLITSAM_") for item in container.get("env", ()))
+
+
+def test_the_guide_names_settings_and_files_that_exist():
+    guide = (DEPLOY / "README.md").read_text()
+    known = {
+        (settings.model_config["env_prefix"] + name).upper()
+        for settings in SETTINGS.values()
+        for name in settings.model_fields
+    }
+    assert set(re.findall(r"SPLITSAM_\w+", guide)) <= known
+    for path in re.findall(r"deploy/[\w./-]*\w", guide):
+        assert (ROOT / path).exists(), path
