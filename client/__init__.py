@@ -4,12 +4,13 @@ from splitsam.client.async_client import AsyncClient
 from splitsam.client.client import Client
 from splitsam.client.connection import TLS
 from splitsam.client.errors import SplitsamError
-from splitsam.client.prompts import OutputOptions, Prompt
+from splitsam.client.prompts import GridOptions, OutputOptions, Prompt
 from splitsam.client.results import (
     BulkResult,
     DeploymentInfo,
     Embedding,
     EncodedImage,
+    FoundMask,
     ImageMasks,
     Mask,
     PointerAnswer,
@@ -24,6 +25,8 @@ __all__ = [
     "DeploymentInfo",
     "Embedding",
     "EncodedImage",
+    "FoundMask",
+    "GridOptions",
     "ImageMasks",
     "Mask",
     "OutputOptions",

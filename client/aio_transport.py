@@ -11,11 +11,12 @@ import grpc.aio
 from splitsam.client.answers import read_source
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
-from splitsam.client.results import BulkResult, ImageSource
+from splitsam.client.results import ImageSource
 from splitsam.client.steps import (
     CloseBulk,
     Collect,
     Emit,
+    Follow,
     Load,
     OpenBulk,
     Operation,
@@ -57,9 +58,9 @@ class AioTransport:
             result: T = stop.value
             return result
 
-    async def results(self, operation: Operation[None]) -> AsyncIterator[BulkResult]:
-        """Perform an operation on a bulk stream and hand out what it emits."""
-        stream = _BulkStream(self)
+    async def results(self, operation: Operation[None]) -> AsyncIterator[Any]:
+        """Perform an operation on a stream and hand out what it emits."""
+        stream = _Stream(self)
         try:
             step = next(operation)
             while True:
@@ -73,7 +74,7 @@ class AioTransport:
         finally:
             stream.abandon()
 
-    async def _outcome(self, step: Step, stream: "_BulkStream | None") -> Any:
+    async def _outcome(self, step: Step, stream: "_Stream | None") -> Any:
         try:
             return await (self._perform(step) if stream is None else self._perform_on(stream, step))
         except (SplitsamError, OSError) as error:
@@ -90,10 +91,12 @@ class AioTransport:
             case _:
                 raise TypeError(f"{type(step).__name__} needs a stream")
 
-    async def _perform_on(self, stream: "_BulkStream", step: Step) -> Any:
+    async def _perform_on(self, stream: "_Stream", step: Step) -> Any:
         match step:
             case OpenBulk(timeout_s):
                 return stream.open(timeout_s)
+            case Follow():
+                return stream.follow(step)
             case SendBulk(request):
                 return await stream.send(request)
             case ReceiveBulk(idle_timeout_s):
@@ -112,21 +115,24 @@ class AioTransport:
             raise error_from_rpc(error, step.address) from error
 
 
-class _BulkStream:
-    """An EncodeImages call."""
+class _Stream:
+    """An EncodeImages call, or a call that only answers."""
 
     def __init__(self, transport: AioTransport) -> None:
         self._transport = transport
+        self._address = transport.where.encoder
         self._call: Any = None
-
-    @property
-    def _address(self) -> str:
-        return self._transport.where.encoder
 
     def open(self, timeout_s: float) -> None:
         self.abandon()
         stub = self._transport.stub("encoder", self._address)
         self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
+
+    def follow(self, step: Follow) -> None:
+        self.abandon()
+        self._address = step.address
+        method = getattr(self._transport.stub(step.service, step.address), step.method)
+        self._call = method(step.request, timeout=step.timeout_s, metadata=self._transport.where.metadata)
 
     async def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
         try:
@@ -134,7 +140,7 @@ class _BulkStream:
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             raise await error_of_call(self._call, self._address) from error
 
-    async def receive(self, idle_timeout_s: float) -> encoder_pb2.EncodeImagesResponse | None:
+    async def receive(self, idle_timeout_s: float) -> Any:
         try:
             response = await asyncio.wait_for(self._call.read(), idle_timeout_s)
         except TimeoutError as error:

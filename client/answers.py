@@ -11,6 +11,7 @@ from splitsam.client.results import (
     Embedding,
     EncodedImage,
     EncodeTimings,
+    FoundMask,
     ImageMasks,
     ImageSource,
     Mask,
@@ -66,6 +67,11 @@ def image_masks(response: decoder_pb2.PredictMasksResponse) -> list[ImageMasks]:
         )
         for image in response.images
     ]
+
+
+def found_mask(response: decoder_pb2.GenerateMasksResponse) -> FoundMask:
+    """One mask of everything mode."""
+    return FoundMask(_mask(response.mask, response.image_size), (response.point.x, response.point.y))
 
 
 def pointer_answer(response: decoder_pb2.PredictMasksStreamResponse) -> PointerAnswer:

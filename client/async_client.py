@@ -6,10 +6,19 @@ from typing import Any, Self, Unpack
 
 from splitsam.client.aio_transport import AioTransport
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
-from splitsam.client.operations import Image, Operations, Prompts
+from splitsam.client.operations import EVERYTHING_TIMEOUT_S, Image, Operations, Prompts
 from splitsam.client.pointer import Pointer
-from splitsam.client.prompts import MaskInput, OutputOptions, Prompt
-from splitsam.client.results import BulkResult, DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, Mask
+from splitsam.client.prompts import GridOptions, MaskInput, OutputOptions, Prompt
+from splitsam.client.results import (
+    BulkResult,
+    DeploymentInfo,
+    Embedding,
+    EncodedImage,
+    FoundMask,
+    ImageMasks,
+    ImageSource,
+    Mask,
+)
 
 
 class AsyncClient:
@@ -65,6 +74,17 @@ class AsyncClient:
     ) -> list[ImageMasks]:
         """As `Client.predict_batch`."""
         return await self._transport.run(self._operations.predict(images, output, timeout_s))
+
+    def generate(
+        self,
+        image: Image,
+        *,
+        output: OutputOptions | None = None,
+        timeout_s: float = EVERYTHING_TIMEOUT_S,
+        **grid: Unpack[GridOptions],
+    ) -> AsyncIterator[FoundMask]:
+        """As `Client.generate`."""
+        return self._transport.results(self._operations.generate(image, grid, output or {}, timeout_s))
 
     def encode_many(
         self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0

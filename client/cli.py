@@ -156,16 +156,28 @@ def segment(
     ] = [],  # noqa: B006 (typer reads the default from here)
     box: Annotated[str | None, typer.Option("--box", help="x0,y0,x1,y1 in pixels.")] = None,
     all_masks: Annotated[bool, typer.Option("--all", help="All three masks, not only the best.")] = False,
+    everything: Annotated[bool, typer.Option("--everything", help="Every mask on a grid of points.")] = False,
+    points_per_side: Annotated[int | None, typer.Option(help="With --everything: of the grid; default 32.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="With --everything: predicted IoU; default 0.88.")] = None,
+    min_stability: Annotated[float | None, typer.Option(help="With --everything: default 0.95.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the photo with the masks drawn, e.g. x.png.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Masks for points and a box on one image."""
-    from splitsam.client.segment import parse_box, parse_points, run_segment
+    """Masks for points and a box on one image, or of everything in it."""
+    from splitsam.client.segment import parse_box, parse_grid, parse_points, run_everything, run_segment
 
+    grid = parse_grid(points_per_side, min_score, min_stability)
+    if everything:
+        if point or box is not None or all_masks:
+            raise typer.BadParameter("--everything takes no --point, --box or --all")
+        run_everything(client, image, grid, out=out, as_json=as_json)
+        return
+    if grid:
+        raise typer.BadParameter("--points-per-side, --min-score and --min-stability go with --everything")
     points = parse_points(point)
     corners = None if box is None else parse_box(box)
     if not points and corners is None:
-        raise typer.BadParameter("give at least one --point or a --box")
+        raise typer.BadParameter("give at least one --point or a --box, or --everything")
     run_segment(client, image, points, corners, all_masks=all_masks, out=out, as_json=as_json)
 
 

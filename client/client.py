@@ -5,9 +5,18 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
-from splitsam.client.operations import Image, Operations, Prompts
-from splitsam.client.prompts import MaskInput, OutputOptions, Prompt
-from splitsam.client.results import BulkResult, DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, Mask
+from splitsam.client.operations import EVERYTHING_TIMEOUT_S, Image, Operations, Prompts
+from splitsam.client.prompts import GridOptions, MaskInput, OutputOptions, Prompt
+from splitsam.client.results import (
+    BulkResult,
+    DeploymentInfo,
+    Embedding,
+    EncodedImage,
+    FoundMask,
+    ImageMasks,
+    ImageSource,
+    Mask,
+)
 from splitsam.client.transport import Transport
 
 
@@ -96,6 +105,30 @@ class Client:
             output: see `OutputOptions`.
         """
         return self._transport.run(self._operations.predict(images, output, timeout_s))
+
+    def generate(
+        self,
+        image: Image,
+        *,
+        output: OutputOptions | None = None,
+        timeout_s: float = EVERYTHING_TIMEOUT_S,
+        **grid: Unpack[GridOptions],
+    ) -> Iterator[FoundMask]:
+        """Everything in an image without prompts, highest predicted IoU first; a list with `list(...)`.
+
+        Masks come once the whole image was searched. Closing the iterator, or leaving the client, ends the search. An
+        embedding that has expired is encoded again once, if `image` is a handle that knows its source.
+
+        Args:
+            image: what `encode` returned, or an embedding key.
+            output: see `OutputOptions`; the selection does not apply.
+            timeout_s: of the whole search.
+            grid: see `GridOptions`.
+
+        Raises:
+            SplitsamError: the search was refused or failed; masks that were handed out before are good.
+        """
+        return self._transport.results(self._operations.generate(image, grid, output or {}, timeout_s))
 
     def encode_many(
         self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0

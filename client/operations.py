@@ -9,12 +9,14 @@ from splitsam.client import answers
 from splitsam.client.bulk import BulkEncode
 from splitsam.client.connection import Connection, rendezvous
 from splitsam.client.errors import SplitsamError
-from splitsam.client.prompts import OutputOptions, Prompt, output_message
+from splitsam.client.prompts import GridOptions, OutputOptions, Prompt, everything_message, output_message
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
 from splitsam.client.retry import RetryPolicy
-from splitsam.client.steps import Collect, Load, Operation, Unary, Wait
+from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
+# A thousand points take a laptop's CPU minutes.
+EVERYTHING_TIMEOUT_S = 600.0
 Image = EncodedImage | str
 Prompts = tuple[Image, Sequence[Prompt]]
 
@@ -61,6 +63,33 @@ class Operations:
             masks = yield from self._predict_on(address, group, output_message(options), timeout_s)
             results.update(zip(positions, masks, strict=True))
         return [results[position] for position in range(len(images))]
+
+    def generate(self, image: Image, grid: GridOptions, options: OutputOptions, timeout_s: float) -> Operation[None]:
+        """Emit every mask of an image; once with a fresh embedding if it has expired."""
+        output = output_message(options)
+        deadline_s = self.clock() + timeout_s
+        may_encode = True
+        attempt = 0
+        while True:
+            attempt += 1
+            has_emitted = False
+            left_s = max(deadline_s - self.clock(), 0.001)
+            request = everything_message(key_of(image), grid, output)
+            try:
+                yield Follow("decoder", self.decoder_of(image), "GenerateMasks", request, left_s)
+                while (message := (yield ReceiveBulk(left_s))) is not None:
+                    has_emitted = True
+                    yield Emit(answers.found_mask(message))
+                return
+            except SplitsamError as error:
+                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock())
+                if error.reason == "EMBEDDING_EXPIRED" and may_encode and not has_emitted:
+                    may_encode = False
+                    [(image, _)] = yield from self._encode_again([(image, ())], error)
+                elif wait_s is not None and not has_emitted:
+                    yield Wait(wait_s)
+                else:
+                    raise
 
     def download(self, image: Image, timeout_s: float | None = None) -> Operation[Embedding]:
         """The embedding itself."""

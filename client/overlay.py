@@ -1,5 +1,6 @@
 """Masks and prompts drawn over a photo."""
 
+import colorsys
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ BACKGROUND: Colour = (230, 50, 50)
 _WHITE: Colour = (255, 255, 255)
 _FILL_OPACITY = 0.45
 _SUBPIXEL_BITS = 4
+_GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,9 @@ def draw_overlay(photo: Image.Image, layers: Sequence[Layer]) -> Image.Image:
 
 
 def _colours(count: int) -> list[Colour]:
-    return [PALETTE[index % len(PALETTE)] for index in range(count)]
+    """The palette, then hues that each lie as far as they can from those just before (the golden angle)."""
+    further = (colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1, 0.8, 1.0) for index in range(count - len(PALETTE)))
+    return [*PALETTE[:count], *((int(255 * red), int(255 * green), int(255 * blue)) for red, green, blue in further)]
 
 
 def _with_mask(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour, unit_px: float) -> NDArray[np.uint8]:

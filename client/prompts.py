@@ -47,6 +47,31 @@ class OutputOptions(TypedDict, total=False):
     mask_threshold: float
 
 
+class GridOptions(TypedDict, total=False):
+    """How everything mode searches; every entry may be left out, the defaults are those of segment_anything.
+
+    points_per_side: points along each side of the grid; default 32.
+    point_grid: [N, 2] points (x, y) as fractions of the image's width and height, in place of points_per_side.
+    points_per_batch: points decoded in one piece; at most, and by default, what the server decodes at once.
+    predicted_iou_threshold: masks must have a higher predicted IoU; default 0.88.
+    stability_score_threshold: masks with a lower stability score are dropped; default 0.95.
+    stability_score_offset: how far the stability score looks around the mask threshold, in logits; default 1.
+    box_nms_threshold: of two masks whose boxes have a higher IoU the better one is kept; default 0.7.
+    crop_nms_threshold: with box_nms_threshold, the greater holds after small regions were removed; default 0.7.
+    min_mask_region_area_px: holes and pieces of fewer pixels are removed; default 0.
+    """
+
+    points_per_side: int
+    point_grid: Sequence[Sequence[float]] | np.ndarray[Any, Any]
+    points_per_batch: int
+    predicted_iou_threshold: float
+    stability_score_threshold: float
+    stability_score_offset: float
+    box_nms_threshold: float
+    crop_nms_threshold: float
+    min_mask_region_area_px: int
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """What to look for on an image: at least one point, a box or a mask.
@@ -104,6 +129,15 @@ def output_message(options: OutputOptions) -> pb.OutputOptions:
     )
     if "polygon_tolerance_px" in options:
         message.polygon_tolerance_px = options["polygon_tolerance_px"]
+    return message
+
+
+def everything_message(key: str, grid: GridOptions, output: pb.OutputOptions) -> pb.GenerateMasksRequest:
+    """Everything mode on the wire; ranges are left to the server, which names its limits."""
+    options: dict[str, Any] = {name: value for name, value in grid.items() if name != "point_grid"}
+    message = pb.GenerateMasksRequest(embedding_key=key, output=output, **options)
+    for x, y in grid.get("point_grid", ()):
+        message.point_grid.extend((x, y))
     return message
 
 

@@ -99,6 +99,14 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class FoundMask:
+    """A mask of everything mode and the grid point it came from, x and y in pixels of the upright image."""
+
+    mask: Mask
+    point: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class PredictTimings:
     """Milliseconds on the server, by stage, for the whole request."""
 

@@ -1,4 +1,4 @@
-"""`splitsam segment`: masks for one prompt on one image, as a table, JSON or a drawn overlay."""
+"""`splitsam segment`: masks for one prompt on one image, or of everything in it, as a table, JSON or an overlay."""
 
 import json
 import re
@@ -9,6 +9,8 @@ from typing import Any
 import typer
 
 from splitsam.client.client import Client
+from splitsam.client.overlay import Layer, draw_overlay, open_upright
+from splitsam.client.prompts import GridOptions
 from splitsam.client.results import EncodedImage, Mask
 
 Points = list[tuple[float, float, int]]
@@ -44,6 +46,18 @@ def parse_box(text: str) -> tuple[float, ...]:
     return tuple(float(edge) for edge in match.groups())
 
 
+def parse_grid(points_per_side: int | None, min_score: float | None, min_stability: float | None) -> GridOptions:
+    """The options of everything mode that were given."""
+    grid: GridOptions = {}
+    if points_per_side is not None:
+        grid["points_per_side"] = points_per_side
+    if min_score is not None:
+        grid["predicted_iou_threshold"] = min_score
+    if min_stability is not None:
+        grid["stability_score_threshold"] = min_stability
+    return grid
+
+
 def run_segment(
     client: Client,
     path: Path,
@@ -64,12 +78,32 @@ def run_segment(
         selection="all" if all_masks else "auto",
     )
     if out is not None:
-        _write_overlay(path, masks, points, box, out)
+        _draw_prompt(path, masks, points, box, out)
     if as_json:
-        print(json.dumps(_as_json(path, image, masks)))
+        print(json.dumps(_as_json(path, image, [_mask_as_json(mask) for mask in masks])))
         return
     for mask in masks:
         print(describe(mask))
+    if out is not None:
+        print(f"wrote {out}")
+
+
+def run_everything(client: Client, path: Path, grid: GridOptions, *, out: Path | None, as_json: bool) -> None:
+    """Encode, find every mask, and show what was asked for."""
+    image = client.encode(path)
+    found = list(client.generate(image, **grid))
+    if out is not None:
+        # Small masks are drawn last, over the large ones that they lie on.
+        by_area = sorted(found, key=lambda one: one.mask.area_px, reverse=True)
+        _draw(path, [Layer(one.mask.to_array()) for one in by_area], out)
+    if as_json:
+        masks = [_mask_as_json(one.mask) | {"point": one.point} for one in found]
+        print(json.dumps(_as_json(path, image, masks)))
+        return
+    for one in found:
+        print(describe(one.mask))
+    hint = "" if found else "; try a lower --min-score and --min-stability"
+    print(f"{len(found)} masks{hint}")
     if out is not None:
         print(f"wrote {out}")
 
@@ -81,9 +115,7 @@ def describe(mask: Mask) -> str:
     return f"mask {mask.index}  {scores}  area {mask.area_px} px  {box}"
 
 
-def _write_overlay(path: Path, masks: Sequence[Mask], points: Points, box: Sequence[float] | None, out: Path) -> None:
-    from splitsam.client.overlay import Layer, draw_overlay, open_upright
-
+def _draw_prompt(path: Path, masks: Sequence[Mask], points: Points, box: Sequence[float] | None, out: Path) -> None:
     prompt: dict[str, Any] = {
         "points": [(x, y) for x, y, _ in points],
         "labels": [label for _, _, label in points],
@@ -93,26 +125,31 @@ def _write_overlay(path: Path, masks: Sequence[Mask], points: Points, box: Seque
         Layer(mask.to_array(), f"mask {mask.index}, score {mask.score:.2f}", **(prompt if mask is masks[0] else {}))
         for mask in masks
     ]
+    _draw(path, layers, out)
+
+
+def _draw(path: Path, layers: Sequence[Layer], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_overlay(open_upright(path), layers).save(out)
 
 
-def _as_json(path: Path, image: EncodedImage, masks: Sequence[Mask]) -> dict[str, Any]:
+def _as_json(path: Path, image: EncodedImage, masks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "image": str(path),
         "embedding_key": image.key,
         "width_px": image.width_px,
         "height_px": image.height_px,
         "cache_hit": image.cache_hit,
-        "masks": [
-            {
-                "index": mask.index,
-                "score": mask.score,
-                "stability": mask.stability,
-                "area_px": mask.area_px,
-                "box": mask.box,
-                "rle": mask.rle,
-            }
-            for mask in masks
-        ],
+        "masks": masks,
+    }
+
+
+def _mask_as_json(mask: Mask) -> dict[str, Any]:
+    return {
+        "index": mask.index,
+        "score": mask.score,
+        "stability": mask.stability,
+        "area_px": mask.area_px,
+        "box": mask.box,
+        "rle": mask.rle,
     }

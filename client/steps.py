@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from google.protobuf.message import Message
 
 from splitsam.client.errors import SplitsamError
-from splitsam.client.results import BulkResult, ImageSource
+from splitsam.client.results import BulkResult, FoundMask, ImageSource
 from splitsam.v1 import encoder_pb2
 
 T = TypeVar("T")
@@ -33,6 +33,17 @@ class Unary:
 @dataclass(frozen=True)
 class Collect:
     """Call once; the outcome is the list of all messages of the answering stream."""
+
+    service: Service
+    address: str
+    method: str
+    request: Message
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Call once, in place of any open stream; its messages are read with `ReceiveBulk`."""
 
     service: Service
     address: str
@@ -87,10 +98,10 @@ class CloseBulk:
 class Emit:
     """Hand a result to the caller."""
 
-    result: BulkResult
+    result: BulkResult | FoundMask
 
 
-Step = Unary | Collect | Wait | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
+Step = Unary | Collect | Follow | Wait | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
 Operation = Generator[Step, Any, T]
 
 

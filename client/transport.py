@@ -12,11 +12,11 @@ import grpc
 from splitsam.client.answers import read_source
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc
-from splitsam.client.results import BulkResult
 from splitsam.client.steps import (
     CloseBulk,
     Collect,
     Emit,
+    Follow,
     Load,
     OpenBulk,
     Operation,
@@ -54,9 +54,9 @@ class Transport:
             result: T = stop.value
             return result
 
-    def results(self, operation: Operation[None]) -> Iterator[BulkResult]:
-        """Perform an operation on a bulk stream and hand out what it emits."""
-        stream = _BulkStream(self._where, self._channels[self._where.encoder])
+    def results(self, operation: Operation[None]) -> Iterator[Any]:
+        """Perform an operation on a stream and hand out what it emits."""
+        stream = _Stream(self._where, self._channels[self._where.encoder])
         try:
             step = next(operation)
             while True:
@@ -70,7 +70,7 @@ class Transport:
         finally:
             stream.abandon()
 
-    def _outcome(self, step: Step, stream: "_BulkStream | None") -> Any:
+    def _outcome(self, step: Step, stream: "_Stream | None") -> Any:
         try:
             return self._perform(step) if stream is None else self._perform_on(stream, step)
         except (SplitsamError, OSError) as error:
@@ -88,10 +88,12 @@ class Transport:
             case _:
                 raise TypeError(f"{type(step).__name__} needs a stream")
 
-    def _perform_on(self, stream: "_BulkStream", step: Step) -> Any:
+    def _perform_on(self, stream: "_Stream", step: Step) -> Any:
         match step:
             case OpenBulk(timeout_s):
                 return stream.open(timeout_s)
+            case Follow():
+                return stream.follow(step, self._method(step))
             case SendBulk(request):
                 return stream.send(request)
             case ReceiveBulk(idle_timeout_s):
@@ -101,21 +103,24 @@ class Transport:
             case _:
                 return self._perform(step)
 
+    def _method(self, step: Unary | Collect | Follow) -> Any:
+        return getattr(STUBS[step.service](self._channels[step.address]), step.method)
+
     def _call(self, step: Unary | Collect) -> Any:
-        method = getattr(STUBS[step.service](self._channels[step.address]), step.method)
         try:
-            answer = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+            answer = self._method(step)(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
             return list(answer) if isinstance(step, Collect) else answer
         except grpc.RpcError as error:
             raise error_from_rpc(error, step.address) from error
 
 
-class _BulkStream:
-    """An EncodeImages call that grpc feeds from a queue, on a thread of its own."""
+class _Stream:
+    """An EncodeImages call that grpc feeds from a queue, on a thread of its own, or a call that only answers."""
 
     def __init__(self, where: Connection, channel: grpc.Channel) -> None:
         self._where = where
         self._channel = channel
+        self._address = where.encoder
         self._outbox: SimpleQueue[encoder_pb2.EncodeImagesRequest | None] = SimpleQueue()
         self._call: Any = None
 
@@ -126,10 +131,15 @@ class _BulkStream:
         requests = iter(self._outbox.get, None)
         self._call = stub.EncodeImages(requests, timeout=timeout_s, metadata=self._where.metadata)
 
+    def follow(self, step: Follow, method: Any) -> None:
+        self.abandon()
+        self._address = step.address
+        self._call = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+
     def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
         self._outbox.put(request)
 
-    def receive(self, idle_timeout_s: float) -> encoder_pb2.EncodeImagesResponse | None:
+    def receive(self, idle_timeout_s: float) -> Any:
         silent = threading.Event()
 
         def give_up() -> None:
@@ -143,8 +153,8 @@ class _BulkStream:
             return next(self._call, None)
         except grpc.RpcError as error:
             if silent.is_set():
-                raise idle_error(self._where.encoder, idle_timeout_s) from error
-            raise error_from_rpc(error, self._where.encoder) from error
+                raise idle_error(self._address, idle_timeout_s) from error
+            raise error_from_rpc(error, self._address) from error
         finally:
             timer.cancel()
 

@@ -86,15 +86,78 @@ def write_masks(
     Yields:
         Each mask in the order of `answer`; a caller that stops early saves the rest of the work.
     """
+    cut = cut_masks(
+        answer.logits, input_size=input_size, original_size=original_size, mask_threshold=output.mask_threshold
+    )
+    for i, (bitmap, stability) in enumerate(cut):
+        yield write_mask(
+            bitmap,
+            output,
+            mask_index=answer.mask_indices[i],
+            predicted_iou=answer.predicted_iou[i],
+            stability_score=stability,
+            logits=answer.logits[i],
+        )
+
+
+def cut_masks(
+    logits: Tensor,
+    *,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    mask_threshold: float,
+    stability_offset: float = STABILITY_OFFSET,
+) -> Iterator[tuple[Bitmap, float]]:
+    """Bring logits to the upright image and cut them at the threshold.
+
+    Args:
+        logits: [k, 256, 256] float32 of the padded input.
+        input_size, original_size: as of `write_masks`.
+
+    Yields:
+        Each mask as a [height, width] bitmap of 0 and 1, and its stability score.
+    """
     together = max(1, PIXELS_AT_ONCE // (original_size[0] * original_size[1]))
-    for start in range(0, len(answer.mask_indices), together):
-        chunk = answer.logits[start : start + together]
+    for start in range(0, len(logits), together):
+        chunk = logits[start : start + together]
         full = upsample_logits(chunk, input_size=input_size, original_size=original_size)
-        stability = stability_scores(full, output.mask_threshold).tolist()
-        bitmaps = (full > output.mask_threshold).view(torch.uint8).cpu().numpy()
+        stability = stability_scores(full, mask_threshold, stability_offset).tolist()
+        bitmaps = (full > mask_threshold).view(torch.uint8).cpu().numpy()
         del full
-        for i, bitmap in enumerate(bitmaps):
-            yield _write_mask(answer, start + i, stability[i], bitmap, output)
+        yield from zip(bitmaps, stability, strict=True)
+
+
+def write_mask(
+    bitmap: Bitmap,
+    output: OutputOptions,
+    *,
+    mask_index: int,
+    predicted_iou: float,
+    stability_score: float,
+    logits: Tensor | None,
+) -> Mask:
+    """Measure a [height, width] bitmap of 0 and 1 and write it in the formats asked for.
+
+    Args:
+        logits: [256, 256], what it was cut from; None only where LOW_RES_LOGITS is not asked for.
+    """
+    area = cv2.countNonZero(bitmap)
+    x, y, width, height = cv2.boundingRect(bitmap)
+    wants = output.formats
+    rle = encode_rle(bitmap) if MaskFormat.RLE in wants else None
+    return Mask(
+        mask_index=mask_index,
+        predicted_iou=predicted_iou,
+        stability_score=stability_score,
+        area_px=area,
+        box=(x, y, x + width, y + height) if area else None,
+        rle_size=(bitmap.shape[0], bitmap.shape[1]) if rle is not None else None,
+        rle_counts=rle,
+        png=encode_png(bitmap) if MaskFormat.PNG in wants else None,
+        polygons=trace_polygons(bitmap, output.polygon_tolerance_px) if MaskFormat.POLYGONS in wants else None,
+        bits=encode_bits(bitmap) if MaskFormat.BITS in wants else None,
+        low_res_logits=encode_logits(logits) if logits is not None and MaskFormat.LOW_RES_LOGITS in wants else None,
+    )
 
 
 def upsample_logits(logits: Tensor, *, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
@@ -107,15 +170,15 @@ def upsample_logits(logits: Tensor, *, input_size: tuple[int, int], original_siz
     return F.interpolate(cropped, original_size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def stability_scores(logits: Tensor, threshold: float) -> Tensor:
-    """IoU of the masks cut one logit above and below the threshold, [k] float64 for [k, height, width] logits.
+def stability_scores(logits: Tensor, threshold: float, offset: float = STABILITY_OFFSET) -> Tensor:
+    """IoU of the masks cut `offset` logits above and below the threshold, [k] float64 for [k, height, width] logits.
 
     Source: `calculate_stability_score` of segment_anything, which overflows int16 in rows of more than 32,767 pixels
     and gives NaN for an empty mask; here it is 0.
     """
     # Counted mask by mask: on a CPU a reduction over dimensions of bools takes four times as long.
-    inner = torch.stack([torch.count_nonzero(mask > threshold + STABILITY_OFFSET) for mask in logits])
-    outer = torch.stack([torch.count_nonzero(mask > threshold - STABILITY_OFFSET) for mask in logits])
+    inner = torch.stack([torch.count_nonzero(mask > threshold + offset) for mask in logits])
+    outer = torch.stack([torch.count_nonzero(mask > threshold - offset) for mask in logits])
     return inner.double() / outer.clamp(min=1)
 
 
@@ -178,23 +241,3 @@ def trace_polygons(bitmap: Bitmap, tolerance_px: float) -> tuple[Polygon, ...]:
 def _simplify(contour: cv2.typing.MatLike, tolerance_px: float) -> FloatArray:
     ring = cv2.approxPolyDP(contour, tolerance_px, True) if tolerance_px > 0 else contour
     return np.asarray(ring, np.float32).reshape(-1, 2)
-
-
-def _write_mask(answer: PromptLogits, index: int, stability: float, bitmap: Bitmap, output: OutputOptions) -> Mask:
-    area = cv2.countNonZero(bitmap)
-    x, y, width, height = cv2.boundingRect(bitmap)
-    wants = output.formats
-    rle = encode_rle(bitmap) if MaskFormat.RLE in wants else None
-    return Mask(
-        mask_index=answer.mask_indices[index],
-        predicted_iou=answer.predicted_iou[index],
-        stability_score=stability,
-        area_px=area,
-        box=(x, y, x + width, y + height) if area else None,
-        rle_size=(bitmap.shape[0], bitmap.shape[1]) if rle is not None else None,
-        rle_counts=rle,
-        png=encode_png(bitmap) if MaskFormat.PNG in wants else None,
-        polygons=trace_polygons(bitmap, output.polygon_tolerance_px) if MaskFormat.POLYGONS in wants else None,
-        bits=encode_bits(bitmap) if MaskFormat.BITS in wants else None,
-        low_res_logits=encode_logits(answer.logits[index]) if MaskFormat.LOW_RES_LOGITS in wants else None,
-    )

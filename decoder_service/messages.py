@@ -3,7 +3,7 @@
 Field paths in errors are those of `PredictMasksRequest`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -105,7 +105,7 @@ def parse_request(message: decoder_pb2.PredictMasksRequest, limits: PromptLimits
     for i, image in enumerate(message.images):
         prompts = [_parse_prompt(prompt, f"images[{i}].prompts[{j}]") for j, prompt in enumerate(image.prompts)]
         images.append(ImagePrompts(image.embedding_key, tuple(prompts)))
-    request = PredictRequest(tuple(images), _parse_output(message.output))
+    request = PredictRequest(tuple(images), parse_output(message.output))
     validate_request(request)
     return request
 
@@ -123,15 +123,18 @@ def check_reply_can_fit(request: PredictRequest, sizes: Sequence[tuple[int, int]
     for image, (height, width) in zip(request.images, sizes, strict=True):
         selections = [prompt.resolve(request.output.selection) for prompt in image.prompts]
         masks = sum(3 if selection is Selection.ALL else 1 for selection in selections)
-        if MaskFormat.BITS in request.output.formats:
-            total += masks * ((height * width + 7) // 8)
-        if MaskFormat.LOW_RES_LOGITS in request.output.formats:
-            total += masks * LOW_RES_LOGITS_BYTES
+        total += masks * fixed_bytes(request.output.formats, (height, width))
     if total > max_reply_bytes:
         raise ReplyTooLarge(
             f"BITS and LOW_RES_LOGITS of this request take {total} bytes and a reply may have {max_reply_bytes}; "
             f"{ASK_FOR_LESS}"
         )
+
+
+def fixed_bytes(formats: Collection[MaskFormat], size: tuple[int, int]) -> int:
+    """What BITS and LOW_RES_LOGITS of one mask of (height, width) weigh, whatever the mask is."""
+    bits = (size[0] * size[1] + 7) // 8 if MaskFormat.BITS in formats else 0
+    return bits + (LOW_RES_LOGITS_BYTES if MaskFormat.LOW_RES_LOGITS in formats else 0)
 
 
 def build_response(
@@ -149,7 +152,7 @@ def build_response(
                 image_size=types_pb2.ImageSize(width=image.size[1], height=image.size[0]),
                 orientation=types_pb2.Orientation.Name(image.orientation),
                 prompts=[
-                    decoder_pb2.PromptMasks(masks=[_build_mask(mask) for mask in masks]) for masks in image.prompts
+                    decoder_pb2.PromptMasks(masks=[build_mask(mask) for mask in masks]) for masks in image.prompts
                 ],
             )
             for image in images
@@ -183,7 +186,12 @@ def _parse_prompt(message: decoder_pb2.Prompt, path: str) -> Prompt:
     return Prompt(points, np.array(labels, np.int64), box, mask_input, token)
 
 
-def _parse_output(message: decoder_pb2.OutputOptions) -> OutputOptions:
+def parse_output(message: decoder_pb2.OutputOptions) -> OutputOptions:
+    """Read what to answer with; its ranges are checked by `validate_output`.
+
+    Raises:
+        InvalidArgument: naming the field and what is allowed.
+    """
     formats: list[MaskFormat] = []
     for i, number in enumerate(message.formats):
         path = f"output.formats[{i}]"
@@ -208,7 +216,8 @@ def _known(table: Mapping[int, Value], number: int, field: str, allowed: str) ->
     return table[number]
 
 
-def _build_mask(mask: Mask) -> decoder_pb2.PredictedMask:
+def build_mask(mask: Mask) -> decoder_pb2.PredictedMask:
+    """Write one mask for the wire."""
     message = decoder_pb2.PredictedMask(
         mask_index=mask.mask_index,
         predicted_iou=mask.predicted_iou,

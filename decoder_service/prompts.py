@@ -142,16 +142,39 @@ def validate_request(request: PredictRequest) -> None:
     seen: dict[str, int] = {}
     for i, image in enumerate(request.images):
         path = f"images[{i}].embedding_key"
-        if not _EMBEDDING_KEY.fullmatch(image.embedding_key):
-            raise InvalidArgument(path, "must be the 64 lower-case hex digits that the encoder service answered with")
+        validate_key(image.embedding_key, path)
         if image.embedding_key in seen:
             raise InvalidArgument(path, f"repeats images[{seen[image.embedding_key]}]; each key at most once")
         seen[image.embedding_key] = i
         for j, prompt in enumerate(image.prompts):
             _validate_prompt(prompt, f"images[{i}].prompts[{j}]")
-    output = request.output
-    _check_range("output.polygon_tolerance_px", output.polygon_tolerance_px, 0.0, MAX_TOLERANCE_PX)
-    _check_range("output.mask_threshold", output.mask_threshold, -MAX_THRESHOLD, MAX_THRESHOLD)
+    validate_output(request.output)
+
+
+def validate_key(key: str, field: str) -> None:
+    """Check that a key has the form of an embedding's.
+
+    Raises:
+        InvalidArgument: it has not.
+    """
+    if not _EMBEDDING_KEY.fullmatch(key):
+        raise InvalidArgument(field, "must be the 64 lower-case hex digits that the encoder service answered with")
+
+
+def validate_output(output: OutputOptions) -> None:
+    """Check the ranges of what to answer with.
+
+    Raises:
+        InvalidArgument: naming the field and the limit.
+    """
+    check_range("output.polygon_tolerance_px", output.polygon_tolerance_px, 0.0, MAX_TOLERANCE_PX)
+    check_range("output.mask_threshold", output.mask_threshold, -MAX_THRESHOLD, MAX_THRESHOLD)
+
+
+def check_range(field: str, value: float, low: float, high: float) -> None:
+    """Raise InvalidArgument, naming the field and both limits, unless the value is a number between them."""
+    if not low <= value <= high:
+        raise InvalidArgument(field, f"must be {low:g} to {high:g}; got {value:g}")
 
 
 def validate_in_image(image: ImagePrompts, index: int, *, width: int, height: int) -> None:
@@ -215,8 +238,3 @@ def _coordinates(prompt: Prompt, path: str) -> Iterator[tuple[str, str, float]]:
     if prompt.box is not None:
         corners = zip(("x0", "y0", "x1", "y1"), ("width", "height") * 2, prompt.box.tolist(), strict=True)
         yield from ((f"{path}.box.{name}", axis, value) for name, axis, value in corners)
-
-
-def _check_range(field: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidArgument(field, f"must be {low:g} to {high:g}; got {value:g}")

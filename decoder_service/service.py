@@ -14,12 +14,13 @@ from splitsam.common.device import choose_device, describe_device
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.decoder_service.embeddings import EmbeddingStore
+from splitsam.decoder_service.everything import Everything
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.predictor import Predictor
 from splitsam.decoder_service.prompts import Prompt
 from splitsam.decoder_service.refinements import RefinementStore
-from splitsam.decoder_service.servicer import DecoderServicer
+from splitsam.decoder_service.servicer import DecoderServicer, Parts
 from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc
 
@@ -36,9 +37,11 @@ class DecoderService:
         self._device = choose_device(settings.device)
         on_gpu = self._device.type == "cuda"
         self._batch_prompts = settings.max_batch_prompts if on_gpu else settings.cpu_batch_prompts
+        self._forward_prompts = min(settings.prompts_per_forward, self._batch_prompts)
         self._servicer = DecoderServicer(settings)
         self._batcher: Batcher[ImageJob, list[PromptLogits]] | None = None
         self._predictor: Predictor | None = None
+        self._everything: Everything | None = None
         self._cache = RecordCache(
             settings.redis_url,
             timeout_ms=settings.redis_timeout_ms,
@@ -87,13 +90,24 @@ class DecoderService:
             max_reply_bytes=settings.max_reply_bytes,
             metrics=self._metrics,
         )
-        self._servicer.load(self._predictor, info)
+        self._everything = Everything(
+            self._batcher,
+            embeddings,
+            refinements,
+            piece_points=self._forward_prompts,
+            piece_timeout_s=settings.predict_timeout_ms / 1000,
+            threads=settings.format_threads,
+            max_reply_bytes=settings.max_reply_bytes,
+        )
+        self._servicer.load(Parts(self._predictor, self._everything, info))
 
     async def close(self) -> None:
         if self._batcher is not None:
             await self._batcher.close()
         if self._predictor is not None:
             await self._predictor.close()
+        if self._everything is not None:
+            await self._everything.close()
         await self._cache.close()
 
     def _load(self) -> tuple[DecoderModel, ModelInfo]:
@@ -104,8 +118,7 @@ class DecoderService:
             sha256=settings.sha256,
             cache_dir=settings.cache_dir,
         )
-        per_forward = min(settings.prompts_per_forward, self._batch_prompts)
-        model = DecoderModel(loaded.sam, self._device, settings.precision, per_forward)
+        model = DecoderModel(loaded.sam, self._device, settings.precision, self._forward_prompts)
         model.decode([_warm_up_job()])
         info = ModelInfo(
             name=loaded.name,

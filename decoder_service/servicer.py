@@ -1,15 +1,19 @@
 """DecoderService on the wire: parse, await, convert."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import grpc
 
 from splitsam.common.calls import current_call
-from splitsam.common.errors import InternalError, NotImplementedYet, NotReady, ServiceError
+from splitsam.common.errors import InternalError, NotReady, ServiceError
 from splitsam.common.messages import ModelInfo, to_item_error, to_limits, to_model_info
+from splitsam.decoder_service.everything import Everything
+from splitsam.decoder_service.everything_messages import build_everything, parse_everything
 from splitsam.decoder_service.messages import build_response, parse_request
 from splitsam.decoder_service.pointer import Newest
 from splitsam.decoder_service.predictor import Predictor
@@ -23,6 +27,15 @@ log = logging.getLogger("splitsam.decoder")
 _STREAM_ANSWERS = 64
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the servicer hands requests to."""
+
+    predictor: Predictor
+    everything: Everything
+    info: ModelInfo
+
+
 class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     """The RPCs of splitsam.v1.DecoderService; what they mean is documented in decoder.proto."""
 
@@ -33,14 +46,14 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             max_prompts=settings.max_prompts_per_request,
             max_points=settings.max_points_per_prompt,
         )
-        self._loaded: tuple[Predictor, ModelInfo] | None = None
+        self._loaded: Parts | None = None
 
-    def load(self, predictor: Predictor, info: ModelInfo) -> None:
+    def load(self, parts: Parts) -> None:
         """What answers from now on; before, the interceptor answers UNAVAILABLE."""
-        self._loaded = (predictor, info)
+        self._loaded = parts
 
     @property
-    def _parts(self) -> tuple[Predictor, ModelInfo]:
+    def _parts(self) -> Parts:
         if self._loaded is None:
             raise NotReady("the model is loading", retry_delay_s=1.0)
         return self._loaded
@@ -68,21 +81,26 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     async def GenerateMasks(
         self, request: pb.GenerateMasksRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateMasksResponse]:
-        raise NotImplementedYet("GenerateMasks is not served by this release; send prompts with PredictMasks")
-        yield  # makes this a stream
+        remaining_s = context.time_remaining()
+        deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
+        parsed = parse_everything(request, self._limits)
+        masks = self._parts.everything.generate(current_call.get().tenant, parsed, deadline_s)
+        async with contextlib.aclosing(masks):
+            async for mask in masks:
+                yield build_everything(mask)
 
     async def GetModelInfo(
         self, request: pb.DecoderServiceGetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.DecoderServiceGetModelInfoResponse:
         return pb.DecoderServiceGetModelInfoResponse(
-            model=to_model_info(self._parts[1]), limits=to_limits(self._settings)
+            model=to_model_info(self._parts.info), limits=to_limits(self._settings)
         )
 
     async def _predict(self, request: pb.PredictMasksRequest, remaining_s: float | None) -> pb.PredictMasksResponse:
         parsed = parse_request(request, self._limits)
         wait_s = self._settings.predict_timeout_ms / 1000
         deadline_s = time.monotonic() + (wait_s if remaining_s is None else min(wait_s, remaining_s))
-        images, timings = await self._parts[0].predict(current_call.get().tenant, parsed, deadline_s)
+        images, timings = await self._parts.predictor.predict(current_call.get().tenant, parsed, deadline_s)
         return build_response(images, timings, self._settings.max_reply_bytes)
 
     async def _read_pointer(

@@ -67,6 +67,25 @@ def test_segment_prints_a_line_for_a_box(where, picture, tmp_path):
     assert "score" in result.stdout
 
 
+def test_segment_finds_everything(where, picture, tmp_path):
+    options = "--everything", "--points-per-side", "2", "--min-score", "0", "--min-stability", "0"
+    result = run("segment", picture, *options, "--json", "--out", "drawn/all.png", *where, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    masks = json.loads(result.stdout)["masks"]
+    assert masks
+    assert all(mask["point"] in ([80, 60], [240, 60], [80, 180], [240, 180]) for mask in masks)
+    overlay, photo = (Image.open(path).convert("RGB") for path in (tmp_path / "drawn/all.png", picture))
+    assert overlay.size == photo.size
+    assert ImageChops.difference(overlay, photo).getbbox()
+
+
+def test_segment_that_finds_nothing_says_what_to_try(where, picture, tmp_path):
+    options = "--everything", "--points-per-side", "1", "--min-score", "1"
+    result = run("segment", picture, *options, *where, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "0 masks; try a lower --min-score and --min-stability\n"
+
+
 def test_encode_lists_bad_file_and_encodes_the_others(alpha, where, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

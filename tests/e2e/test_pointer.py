@@ -1,7 +1,6 @@
 from queue import SimpleQueue
 
-from e2e_support import ask, point, prompt, refusal
-from grpc import StatusCode
+from e2e_support import ask, point, prompt
 
 from splitsam.client import AsyncClient
 from splitsam.v1 import decoder_pb2 as pb
@@ -55,10 +54,3 @@ async def test_client_follows_a_pointer(stack, key, alpha):
     assert sorted(answers) == sent
     assert answers[sent[-1]].masks[0].rle is not None
     assert all(answer.error is None for answer in answers.values())
-
-
-def test_generate_masks_is_unimplemented_with_a_reason(alpha, key):
-    request = pb.GenerateMasksRequest(embedding_key=key)
-    refused = refusal(lambda: list(alpha.decoder.GenerateMasks(request, **alpha.options())))
-    assert (refused.code, refused.reason) == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    assert "PredictMasks" in refused.message

@@ -24,6 +24,12 @@ FOUND = encoder_pb2.LookUpEmbeddingResponse(
 NOT_FOUND = encoder_pb2.LookUpEmbeddingResponse(found=False)
 ENCODED = encoder_pb2.EncodeImageResponse(embedding=FOUND.embedding, stored=True)
 SOON_S = 0.002
+FOUND_MASK = decoder_pb2.GenerateMasksResponse(
+    mask=decoder_pb2.PredictedMask(predicted_iou=0.5, bits=b"\x01" + bytes(5)),
+    point=decoder_pb2.Point(x=4, y=3),
+    image_size=SIZE,
+)
+ITERATED = ("encode_many", "generate")
 
 
 class Scripted:
@@ -74,6 +80,10 @@ class ScriptedDecoder(Scripted, decoder_pb2_grpc.DecoderServiceServicer):
     def PredictMasks(self, request, context):
         self.next("PredictMasks", request, context)
         return answer_to(request)
+
+    def GenerateMasks(self, request, context):
+        for _ in range(2):
+            yield self.next("GenerateMasks", request, context)
 
     def PredictMasksStream(self, requests, context):
         yield from self.next("PredictMasksStream", None, context)(requests, context)
@@ -127,13 +137,13 @@ def call(request, serve):
         if request.param == "sync":
             with Client(**where, **(settings or {})) as client:
                 result = getattr(client, method)(*arguments, **options)
-                return list(result) if method == "encode_many" else result
+                return list(result) if method in ITERATED else result
         return asyncio.run(run_async(where | (settings or {}), method, arguments, options))
 
     async def run_async(where, method, arguments, options):
         async with AsyncClient(**where) as client:
             result = getattr(client, method)(*arguments, **options)
-            return [each async for each in result] if method == "encode_many" else await result
+            return [each async for each in result] if method in ITERATED else await result
 
     return run
 
@@ -432,6 +442,46 @@ def test_encode_many_refuses_a_stream_that_ends_early(call):
     with pytest.raises(SplitsamError) as caught:
         call("encode_many", [b"1", b"2"], encoder=encoder)
     assert caught.value.reason in ("STREAM_ENDED", "STREAM_LOST")
+
+
+def test_generate_hands_out_masks_and_sends_what_was_asked(call):
+    decoder = ScriptedDecoder(GenerateMasks=[FOUND_MASK])
+    output = {"formats": ["bits"]}
+    found = call("generate", KEY, decoder=decoder, output=output, point_grid=[(0.5, 0.25)], box_nms_threshold=0.5)
+    assert [one.point for one in found] == [(4, 3)] * 2
+    assert found[0].mask.to_array().sum() == 1
+    request = decoder.calls[0][1]
+    assert (request.embedding_key, list(request.point_grid)) == (KEY, [0.5, 0.25])
+    assert request.box_nms_threshold == 0.5
+    assert list(request.output.formats) == [decoder_pb2.MASK_FORMAT_BITS]
+    assert not request.HasField("points_per_side")
+    assert decoder.calls[0][3] > 60
+
+
+def test_generate_waits_as_the_server_asks(call):
+    full = errors.QueueFull("the queue is full", retry_delay_s=SOON_S)
+    decoder = ScriptedDecoder(GenerateMasks=[full, FOUND_MASK])
+    assert len(call("generate", KEY, decoder=decoder)) == 2
+
+
+def test_generate_encodes_again_once_when_the_embedding_has_expired(call):
+    expired = errors.EmbeddingExpired("gone")
+    decoder = ScriptedDecoder(GenerateMasks=[expired, FOUND_MASK])
+    encoder = encoder_with()
+    image = call("encode", IMAGE, encoder=encoder)
+    assert len(call("generate", image, encoder=encoder, decoder=decoder)) == 2
+    assert encoder.methods().count("EncodeImage") == 2
+    for bare in (KEY, image):
+        with pytest.raises(SplitsamError, match="gone"):
+            call("generate", bare, encoder=encoder, decoder=ScriptedDecoder(GenerateMasks=[expired]))
+
+
+def test_generate_does_not_begin_again_after_its_first_mask(call):
+    full = errors.QueueFull("the queue is full", retry_delay_s=SOON_S)
+    decoder = ScriptedDecoder(GenerateMasks=[FOUND_MASK, full, FOUND_MASK])
+    with pytest.raises(SplitsamError, match="full"):
+        call("generate", KEY, decoder=decoder)
+    assert len(decoder.calls) == 2
 
 
 @pytest.mark.parametrize(("codec", "dtype"), [("FP16", "<f2"), ("BF16", None)])

@@ -51,6 +51,8 @@ def test_no_command_prints_help(run):
         (["segment"], ["image"]),
         (["segment", "x.jpg"], ["--point", "--box"]),
         (["segment", "x.jpg", "--point", "1"], ["'1'"]),
+        (["segment", "x.jpg", "--everything", "--point", "1,2"], ["--everything", "--point"]),
+        (["segment", "x.jpg", "--point", "1,2", "--points-per-side", "4"], ["--points-per-side", "--everything"]),
         (["segment", "x.jpg", "--box", "1,2,3"], ["'1,2,3'"]),
         (["segment", "x.jpg", "--nope"], ["--nope"]),
         (["info", "--timeout", "0"], ["--timeout"]),

@@ -35,6 +35,13 @@ def test_layers_have_different_colours(photo):
     assert tuple(drawn[35, 35]) != tuple(drawn[35, 230])
 
 
+def test_many_layers_have_as_many_colours(photo):
+    layers = [Layer(square(20 * i % 400, 60 * (i // 20), 20 * i % 400 + 20, 60 * (i // 20) + 20)) for i in range(60)]
+    drawn = np.asarray(draw_overlay(photo, layers))
+    colours = {tuple(drawn[60 * (i // 20) + 10, 20 * i % 400 + 10]) for i in range(60)}
+    assert len(colours) == 60
+
+
 def test_holes_stay_clear(photo):
     mask = square(50, 50, 250, 250)
     mask[120:180, 120:180] = False
