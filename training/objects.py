@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from training.scenes import CODES, LAYERS, PARTS, REGION_LAYERS, Scenes
+from training.plan import LAYERS, REGION_LAYERS
+from training.scenes import CODES, PARTS, Scenes
 
 SMALLEST_OBJECT_SHARE = 1e-4
 SMALLEST_PART_SHARE = 1.2e-3

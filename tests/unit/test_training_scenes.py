@@ -12,8 +12,9 @@ from training.objects import (
     measure,
     shrink_masks,
 )
+from training.plan import LAYERS
 from training.pool import Families, Materials, draw_procedural
-from training.scenes import CODES, LAYERS, NOTHING, PARTS, Scenes, draw_scenes
+from training.scenes import CODES, NOTHING, PARTS, Scenes, draw_scenes
 
 SIDE_PX = 128
 
