@@ -26,6 +26,7 @@ def main() -> None:
     metadata = {**METADATA, **counts}
     draft = arguments.checkpoint.with_suffix(".draft")
     save_file({key: value.half().contiguous() for key, value in average.items()}, draft, metadata)
+    draft.chmod(0o644)  # safetensors leaves a file that only its owner can read
     os.replace(draft, arguments.checkpoint)
     print(arguments.checkpoint, arguments.checkpoint.stat().st_size, metadata)
 
