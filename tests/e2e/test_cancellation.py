@@ -20,13 +20,14 @@ def encoder_metric(stack):
 @pytest.fixture
 def busy_decoder(alpha, key, decoder_metric):
     """A request that keeps the decoder's one model thread at work for seconds."""
-    call = alpha.decoder.PredictMasks.future(ask({key: [CLICK] * 200}), **alpha.options())
     batches = decoder_metric("splitsam_batch_fill_count")
+    call = alpha.decoder.PredictMasks.future(ask({key: [CLICK] * 200}), **alpha.options())
     wait_until(lambda: decoder_metric("splitsam_batch_fill_count") > batches, "the decoder works")
     yield call
     call.cancel()
 
 
+@pytest.mark.needs_slow_model
 def test_cancelled_clicks_leave_the_queue_and_the_next_is_served(alpha, key, decoder_metric, busy_decoder):
     dropped = decoder_metric("splitsam_dropped_total")
     calls = [alpha.decoder.PredictMasks.future(ask({key: [CLICK] * 8}), **alpha.options()) for _ in range(6)]
