@@ -36,12 +36,20 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         is_ready: False while the model loads or the process drains; calls are then answered UNAVAILABLE.
+        check_room: takes a method's name and the tenant; raises where there is no room for such a call.
     """
 
-    def __init__(self, authenticator: Authenticator, metrics: Metrics, is_ready: Callable[[], bool]):
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        is_ready: Callable[[], bool],
+        check_room: Callable[[str, str], None],
+    ):
         self._authenticator = authenticator
         self._metrics = metrics
         self._is_ready = is_ready
+        self._check_room = check_room
         self._running = 0
         self._idle = asyncio.Event()
         self._draining = asyncio.Event()
@@ -77,6 +85,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call = Call(self._authenticator.tenant(metadata), request_id, details.method)
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
+            if is_ours:
+                self._check_room(details.method.rpartition("/")[2], call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)
         return self._wrapped(handler, call) if is_ours else handler

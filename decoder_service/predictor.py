@@ -75,6 +75,9 @@ class Predictor:
             ReplyTooLarge: the masks would not fit into one reply.
         """
         start_s = time.perf_counter()
+        prompts = sum(len(image.prompts) for image in request.images)
+        lane = Lane.CLICK if prompts <= _CLICK_PROMPTS else Lane.BULK
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, weight=prompts)
         keys = [bytes.fromhex(image.embedding_key) for image in request.images]
         embeddings = await gather_or_cancel(self._embeddings.get(tenant, key) for key in keys)
         for index, (image, embedding) in enumerate(zip(request.images, embeddings, strict=True)):
@@ -86,9 +89,8 @@ class Predictor:
             self._resolve(tenant, key, image) for key, image in zip(keys, request.images, strict=True)
         )
         fetch_ms = (time.perf_counter() - start_s) * 1000
-        lane = Lane.CLICK if sum(len(image.prompts) for image in request.images) <= _CLICK_PROMPTS else Lane.BULK
         served = await gather_or_cancel(
-            self._decode(embedding, prompts, request.output, lane, deadline_s)
+            self._decode(tenant, embedding, prompts, request.output, lane, deadline_s)
             for embedding, prompts in zip(embeddings, resolved, strict=True)
         )
         start_s = time.perf_counter()
@@ -114,7 +116,13 @@ class Predictor:
         return await gather_or_cancel(resolve(prompt) for prompt in image.prompts)
 
     async def _decode(
-        self, embedding: Embedding, prompts: Sequence[Prompt], output: OutputOptions, lane: Lane, deadline_s: float
+        self,
+        tenant: str,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        output: OutputOptions,
+        lane: Lane,
+        deadline_s: float,
     ) -> Served[list[PromptLogits]]:
         """One image's prompts through the batcher, a job at a time."""
         answers: list[PromptLogits] = []
@@ -127,7 +135,7 @@ class Predictor:
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
             )
-            served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane)
+            served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane, tenant=tenant)
             answers += served.value
             queue_ms += served.queue_ms
             model_ms += served.model_ms

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -71,29 +72,43 @@ class EncodePipeline:
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self._preparing = 0
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="splitsam-image")
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, tenant: str, image: bytes, lane: Lane) -> Encoded:
+    async def encode(self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None) -> Encoded:
         """Encode an image, or find its embedding.
 
         Args:
             image: the bytes of an image file.
+            deadline_s: when the caller gives up, in seconds of time.monotonic(); None if it never does.
 
         Raises:
             InvalidArgument: not an image within the limits.
-            QueueFull: too many images are in work.
+            QueueFull, DeadlineTooShort, NotReady: as `check_room` raises them.
         """
+        self.check_room(tenant, lane, math.inf if deadline_s is None else deadline_s)
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
-        digest = await self._on_thread(lambda: hashlib.sha256(image).digest())
+        with self._counted_as_preparing():
+            digest = await self._on_thread(lambda: hashlib.sha256(image).digest())
         addresses = self._keys.embedding_addresses(tenant, digest, self._version)
+        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, addresses, lane))
+
+    def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf) -> None:
+        """Refuse now an image that could not be encoded in time; those that are being prepared come before it.
+
+        Raises:
+            QueueFull: too many images are in work, or would take too long.
+            DeadlineTooShort: it would be encoded too late for its caller.
+            NotReady: the service is shutting down.
+        """
         if len(self._flights) >= self._settings.max_queue:
             raise QueueFull(f"{self._settings.max_queue} images are in work already", retry_delay_s=1.0)
-        return await self._flights.run(addresses[0], lambda: self._encode_once(image, addresses, lane))
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=self._preparing)
 
     async def look_up(self, tenant: str, image_sha256: bytes) -> RecordHeader | None:
         """The header of an image's embedding if the cache holds it.
@@ -120,30 +135,41 @@ class EncodePipeline:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         return record
 
-    async def _encode_once(self, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
+    async def _encode_once(self, tenant: str, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
         start_s = time.perf_counter()
         claimed = False
-        try:
-            header, claimed = await self._find_or_claim(addresses)
-        except CacheUnavailable:
-            header = None  # encode anyway; storing will be tried, and the reply says what became of it
-        cache_ms = (time.perf_counter() - start_s) * 1000
-        try:
-            if header is not None:
-                return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-            return await self._compute(image, addresses[0], lane, cache_ms)
-        finally:
-            if claimed:
-                with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
-                    await self._cache.release(addresses[0])
+        with contextlib.ExitStack() as preparing:
+            preparing.enter_context(self._counted_as_preparing())
+            try:
+                header, claimed = await self._find_or_claim(addresses)
+            except CacheUnavailable:
+                header = None  # encode anyway; storing will be tried, and the reply says what became of it
+            cache_ms = (time.perf_counter() - start_s) * 1000
+            try:
+                if header is not None:
+                    return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
+                return await self._compute(tenant, image, addresses[0], lane, cache_ms, preparing)
+            finally:
+                if claimed:
+                    with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
+                        await self._cache.release(addresses[0])
 
-    async def _compute(self, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
+    async def _compute(
+        self,
+        tenant: str,
+        image: bytes,
+        address: Address,
+        lane: Lane,
+        cache_ms: float,
+        preparing: contextlib.ExitStack,
+    ) -> Encoded:
         start_s = time.perf_counter()
         prepared = await self._on_thread(lambda: prepare_image(image, self._limits))
         preprocess_s = time.perf_counter() - start_s
         self._metrics.decode_seconds.observe(preprocess_s)
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
-        served = await self._batcher.submit(prepared, deadline_s=deadline_s, lane=lane)
+        preparing.close()  # from here on the batcher counts it
+        served = await self._batcher.submit(prepared, deadline_s=deadline_s, lane=lane, tenant=tenant)
         header = RecordHeader(
             kind=EMBEDDING,
             address=address,
@@ -181,6 +207,14 @@ class EncodePipeline:
                 return None, False
             await asyncio.sleep(_CLAIM_POLL_S)
         return header, False
+
+    @contextlib.contextmanager
+    def _counted_as_preparing(self) -> Iterator[None]:
+        self._preparing += 1
+        try:
+            yield
+        finally:
+            self._preparing -= 1
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -219,6 +219,17 @@ async def test_a_large_request_is_refused_before_it_is_read(probe: Probe, metric
     assert error.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_large_request_that_there_is_no_room_for_is_refused_before_it_is_read(
+    server: Running, probe: Probe, metrics: Metrics
+):
+    probe.room_failure = QueueFull("full", retry_delay_s=2.0)
+    error = await failure(call(server, "EncodeImage", "x" * 2**24))
+    assert details(error)["ErrorInfo"].reason == "QUEUE_FULL"
+    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "2000"
+    assert probe.calls == []
+    assert counted(metrics, "EncodeImage", "RESOURCE_EXHAUSTED") == 1
+
+
 async def test_a_method_that_does_not_exist_leaves_no_trace_in_the_metrics(
     probe: Probe, metrics: Metrics, tenants: list[str]
 ):
