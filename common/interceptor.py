@@ -20,6 +20,7 @@ from splitsam.common.auth import Authenticator
 from splitsam.common.calls import Call, current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
+from splitsam.common.quotas import Quotas
 
 log = logging.getLogger("splitsam.rpc")
 
@@ -42,11 +43,13 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(
         self,
         authenticator: Authenticator,
+        quotas: Quotas,
         metrics: Metrics,
         is_ready: Callable[[], bool],
         check_room: Callable[[str, str], None],
     ):
         self._authenticator = authenticator
+        self._quotas = quotas
         self._metrics = metrics
         self._is_ready = is_ready
         self._check_room = check_room
@@ -86,6 +89,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
             if is_ours:
+                self._quotas.check(call.tenant)
                 self._check_room(details.method.rpartition("/")[2], call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)
@@ -106,21 +110,23 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def unary(request: bytes, context: grpc.aio.ServicerContext) -> Any:
             async with _Observed(self, call, context):
-                return await handler.unary_unary(parse(request), context)
+                with self._quotas.admitted(call.tenant):
+                    return await handler.unary_unary(parse(request), context)
 
         async def unary_stream(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            async with (
-                _Observed(self, call, context),
-                contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies,
-            ):
-                async for reply in replies:
-                    yield reply
+            async with _Observed(self, call, context):
+                with self._quotas.admitted(call.tenant):
+                    async with contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies:
+                        async for reply in replies:
+                            yield reply
 
         async def stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            replies = handler.stream_stream(self._until_draining(requests, parse), context)
-            async with _Observed(self, call, context), contextlib.aclosing(replies):
-                async for reply in replies:
-                    yield reply
+            async with _Observed(self, call, context):
+                with self._quotas.admitted(call.tenant):
+                    read = self._until_draining(requests, parse, call.tenant)
+                    async with contextlib.aclosing(handler.stream_stream(read, context)) as replies:
+                        async for reply in replies:
+                            yield reply
 
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(unary, **codecs)
@@ -129,9 +135,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
     async def _until_draining(
-        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]
+        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], tenant: str
     ) -> AsyncIterator[Any]:
-        """A stream's requests; they end when the process drains, so that an idle stream does not hold it up."""
+        """A stream's requests, as fast as the tenant may send them; they end when the process drains."""
         draining = asyncio.ensure_future(self._draining.wait())
         upcoming: asyncio.Future[bytes | None] | None = None
         try:
@@ -140,6 +146,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
                 if not upcoming.done() or (request := upcoming.result()) is None:
                     return
+                await self._quotas.pace(tenant)
                 yield parse(request)
         finally:
             draining.cancel()
@@ -181,6 +188,8 @@ class _Observed:
         elapsed_s = time.perf_counter() - self._start_s
         method = self._call.method.rpartition("/")[2]
         failure = _as_service_error(error)
+        if failure is not None and failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._interceptor._metrics.refusals.labels(method, failure.reason).inc()
         code = "CANCELLED" if _is_cancelled(error) else failure.code.name if failure else "OK"
         self._interceptor._metrics.requests.labels(method, code).inc()
         self._interceptor._metrics.request_seconds.labels(method).observe(elapsed_s)

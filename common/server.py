@@ -17,6 +17,7 @@ from splitsam.common.auth import Authenticator
 from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.logs import configure_logs
 from splitsam.common.metrics import Metrics
+from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ServiceSettings, SettingsProblem
 
 log = logging.getLogger("splitsam.server")
@@ -52,7 +53,11 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
     interceptor = ServiceInterceptor(
-        Authenticator.from_file(settings.tokens_file), metrics, ready.is_set, service.check_room
+        Authenticator.from_file(settings.tokens_file),
+        Quotas.from_settings(settings),
+        metrics,
+        ready.is_set,
+        service.check_room,
     )
     server = grpc.aio.server(interceptors=[interceptor], options=_channel_options(settings))
     checks = health.aio.HealthServicer()

@@ -47,6 +47,12 @@ class ServiceSettings(BaseSettings):
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
     previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
     tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
+    tenant_requests_per_s: float = Field(0, ge=0, le=10**6, description="Requests of one tenant a second; 0: no limit")
+    tenant_requests_in_flight: int = Field(0, ge=0, description="Requests of one tenant at once; 0: no limit")
+    quotas_file: Path | None = Field(
+        None, description="File with lines 'tenant requests_per_s requests_in_flight', instead of those two"
+    )
+    max_requests_in_flight: int = Field(4096, ge=1, description="Calls and streams in progress, of all tenants")
     reflection: bool = Field(False, description="Serve gRPC reflection")
     log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
