@@ -59,7 +59,7 @@ class ServiceSettings(BaseSettings):
     drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")
     grace_ms: int = Field(30_000, ge=0, le=600_000, description="Longest wait for running calls at shutdown")
     max_queue: int = Field(256, ge=1, le=100_000, description="Entries that may wait for a batch")
-    max_queue_ms: int = Field(10_000, ge=10, le=600_000, description="Longest wait of a click or an image for a batch")
+    max_queue_ms: int = Field(30_000, ge=10, le=600_000, description="Longest wait of a click or an image for a batch")
     max_bulk_queue_ms: int = Field(60_000, ge=10, le=600_000, description="The same for bulk work")
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")

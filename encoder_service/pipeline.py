@@ -90,12 +90,14 @@ class EncodePipeline:
             InvalidArgument: not an image within the limits.
             QueueFull, DeadlineTooShort, NotReady: as `check_room` raises them.
         """
-        self.check_room(tenant, lane, math.inf if deadline_s is None else deadline_s)
+        until_s = math.inf if deadline_s is None else deadline_s
+        self.check_room(tenant, lane, until_s)
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
-        with self._counted_as_preparing():
-            digest = await self._on_thread(lambda: hashlib.sha256(image).digest())
+        digest = await self._on_thread(lambda: hashlib.sha256(image).digest())
         addresses = self._keys.embedding_addresses(tenant, digest, self._version)
+        if addresses[0] not in self._flights:
+            self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
         return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, addresses, lane))
 
     def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf) -> None:
