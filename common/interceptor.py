@@ -69,10 +69,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def enter(self) -> None:
         self._running += 1
+        self._metrics.in_progress.inc()
         self._idle.clear()
 
     def leave(self) -> None:
         self._running -= 1
+        self._metrics.in_progress.dec()
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails

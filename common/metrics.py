@@ -14,6 +14,9 @@ class Metrics:
         self.requests = Counter(
             "splitsam_requests", "Finished RPCs by method and gRPC code", ["method", "code"], registry=self.registry
         )
+        self.in_progress = Gauge(
+            "splitsam_requests_in_progress", "RPCs that have begun and not ended", registry=self.registry
+        )
         self.refusals = Counter(
             "splitsam_refusals",
             "RPCs refused for want of room, time or quota, by method and reason",

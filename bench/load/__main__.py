@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from bench.commit import read_commit
-from bench.load.annotators import Habits
+from bench.load.annotators import Habits, Kind
 from bench.load.crowd import Crowd
 from bench.load.rows import Environment, Row
 from bench.load.scenarios import Run, run_overload, run_steady
@@ -40,10 +40,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     size.add_argument("--annotators", type=int, help="a steady crowd of so many")
     size.add_argument("--overload", type=float, metavar="TIMES", help="a crowd for so many times the measured capacity")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady crowd or the overload")
-    parser.add_argument("--calm-seconds", type=float, default=40.0, help="of the phases before and after an overload")
+    parser.add_argument("--calm-seconds", type=float, default=60.0, help="of the phases before and after an overload")
     parser.add_argument("--clicks-per-s", type=float, default=0.5, help="of one annotator, on average")
     parser.add_argument("--clicks-per-image", type=int, default=8)
-    parser.add_argument("--max-queue-ms", type=int, default=2000, help="the services' longest wait for a batch")
+    parser.add_argument("--click-queue-ms", type=int, default=1000, help="the decoder's longest wait for a batch")
+    parser.add_argument("--encode-queue-ms", type=int, default=5000, help="the encoder's longest wait for a batch")
     parser.add_argument("--image", type=Path, default=IMAGE, help="a JPEG, sent as many different images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--model", default="vit_t", help="of --checkpoint, for the record")
@@ -55,10 +56,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def stack_settings(options: argparse.Namespace) -> StackSettings:
-    shared = ["--device", options.device, "--max-queue-ms", str(options.max_queue_ms)]
+    shared = ["--device", options.device]
     shared += ["--checkpoint", options.checkpoint] if options.checkpoint else []
     return StackSettings(
-        encoder_args=(*shared, *options.encoder_arg), decoder_args=(*shared, *options.decoder_arg)
+        encoder_args=(*shared, "--max-queue-ms", str(options.encode_queue_ms), *options.encoder_arg),
+        decoder_args=(*shared, "--max-queue-ms", str(options.click_queue_ms), *options.decoder_arg),
     ).on_free_ports()
 
 
@@ -96,7 +98,8 @@ def describe_row(row: Row) -> str:
 async def measure(options: argparse.Namespace, environment: Environment, stack: Stack) -> AsyncIterator[Row]:
     habits = Habits(options.clicks_per_s, options.clicks_per_image)
     async with Crowd(stack, options.image.read_bytes()) as crowd:
-        run = Run(stack, crowd, habits, options.max_queue_ms, environment)
+        bounds: dict[Kind, int] = {"encode": options.encode_queue_ms, "click": options.click_queue_ms}
+        run = Run(stack, crowd, habits, bounds, environment)
         rows = (
             run_overload(run, options.overload, options.seconds, options.calm_seconds)
             if options.overload

@@ -45,7 +45,7 @@ class Row:
         queue_ms_mean: of all entries, by the service's metric; `queue_ms_max` is of answers.
         fill: work units in a batch, on average: images or prompts.
         rss_mib: most resident memory of the service.
-        bound_ms: longest wait for a batch that the service was set to.
+        bound_ms: longest wait for a batch that the service was set to; a click of many prompts waits for several.
         normal_after_s: recovery: end of the last request that was refused or took over three times the unloaded p99.
     """
 
@@ -89,7 +89,6 @@ class Phase:
     name: str
     seconds: float
     annotators: int
-    bound_ms: int
 
 
 def summarise(
@@ -97,6 +96,7 @@ def summarise(
     kind: Kind,
     outcomes: Sequence[Outcome],
     watched: Watched,
+    bound_ms: int,
     environment: Environment,
     unloaded_ms: float | None = None,
 ) -> Row:
@@ -130,7 +130,7 @@ def summarise(
         queue_ms_max=max((outcome.queue_ms for outcome in outcomes if outcome.reason == OK), default=None),
         fill=watched.fill,
         rss_mib=watched.rss_mib,
-        bound_ms=phase.bound_ms,
+        bound_ms=bound_ms,
         normal_after_s=None if unloaded_ms is None else normal_after_s(outcomes, unloaded_ms),
         **vars(environment),
     )

@@ -1,9 +1,9 @@
 """The runs: a steady crowd, or an overload with what was before and comes after."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from bench.load.annotators import KINDS, Habits, annotators_for, plan_crowd
+from bench.load.annotators import KINDS, Habits, Kind, annotators_for, plan_crowd
 from bench.load.crowd import Crowd
 from bench.load.rows import Environment, Phase, Row, summarise
 from bench.load.watch import watching
@@ -18,14 +18,14 @@ class Run:
     """A crowd in front of a stack.
 
     Args:
-        bound_ms: `max_queue_ms` of the services.
+        bound_ms: `max_queue_ms` of the service behind each kind of request.
         seed: of everybody's schedule.
     """
 
     stack: Stack
     crowd: Crowd
     habits: Habits
-    bound_ms: int
+    bound_ms: Mapping[Kind, int]
     environment: Environment
     seed: int = 0
 
@@ -40,6 +40,7 @@ class Run:
                 kind,
                 [outcome for outcome in outcomes if outcome.kind == kind],
                 watched[kind],
+                self.bound_ms[kind],
                 self.environment,
                 unloaded[kind].ms_p99 if unloaded and phase.name == "recovery" else None,
             )
@@ -49,7 +50,7 @@ class Run:
 
 async def run_steady(run: Run, annotators: int, seconds: float) -> AsyncIterator[Row]:
     """A crowd of a given size."""
-    for row in await run.play(Phase("steady", "steady", seconds, annotators, run.bound_ms)):
+    for row in await run.play(Phase("steady", "steady", seconds, annotators)):
         yield row
 
 
@@ -67,7 +68,7 @@ async def run_overload(run: Run, factor: float, seconds: float, calm_seconds: fl
     phases = (("unloaded", calm, calm_seconds), ("overload", many, seconds), ("recovery", calm, calm_seconds))
     unloaded: dict[str, Row] = {}
     for name, annotators, duration in phases:
-        for row in await run.play(Phase("overload", name, duration, annotators, run.bound_ms), unloaded):
+        for row in await run.play(Phase("overload", name, duration, annotators), unloaded):
             if name == "unloaded":
                 unloaded[row.kind] = row
             yield row

@@ -39,8 +39,8 @@ def build_tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row]) -> str:
     first = rows[0]
     lines = [
-        f"**{first.scenario}**, {first.model}, {first.device}, torch {first.torch}, grpcio {first.grpcio}; queue bound "
-        f"{first.bound_ms} ms; load average before: {first.load_before:.2g}",
+        f"**{first.scenario}**, {first.model}, {first.device}, torch {first.torch}, grpcio {first.grpcio}; "
+        f"load average before: {first.load_before:.2g}",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---" * len(_COLUMNS) + "|",
@@ -76,8 +76,8 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
         allowed = allowed_ms(calm, row)
         lines.append(
             f"- {kind}: accepted p99 {_figures(row.ms_p99)} ms of {_figures(allowed)} allowed ({ALLOWED_FACTOR} x the "
-            f"unloaded p99, and the queue bound); {row.without_retry} of {row.refused} refused without a time to "
-            f"return; {row.rss_mib - calm.rss_mib:+.0f} MiB; as without load {after.normal_after_s:.1f} s after."
+            f"unloaded p99, and the queue bound of {row.bound_ms}); {row.without_retry} of {row.refused} refused "
+            f"without a time to return; {row.rss_mib - calm.rss_mib:+.0f} MiB; as without load {after.normal_after_s:.1f} s after."
         )
     return ["", *lines] if lines else []
 

@@ -18,8 +18,8 @@ def outcomes(*latencies: float, reason: str = OK, retry_s: float | None = None) 
 
 
 def row(name: str, seen: list[Outcome], unloaded_ms: float | None = None) -> Row:
-    phase = Phase("overload", name, 10.0, 3, bound_ms=500)
-    return summarise(phase, "click", seen, Watched(1.5, 20.0, 300.0), ENVIRONMENT, unloaded_ms)
+    phase = Phase("overload", name, 10.0, 3)
+    return summarise(phase, "click", seen, Watched(1.5, 20.0, 300.0), 500, ENVIRONMENT, unloaded_ms)
 
 
 def test_a_schedule_is_its_seeds_and_in_order():
