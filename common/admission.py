@@ -11,8 +11,10 @@ from splitsam.common.service_time import ServiceTime
 
 Item = TypeVar("Item")
 
-# Of the longest wait, what an estimate may reach: batches vary, and who is accepted should be served.
-_ADMITTED_SHARE = 0.8
+# Of the longest wait, what an estimate may reach: batches vary, and who is accepted should be served in time. The share
+# falls with everyone who was not and rises with everyone who was, to about one in forty.
+_LEAST_SHARE, _FIRST_SHARE, _LARGEST_SHARE = 0.3, 0.7, 0.9
+_FALL, _RISE = 0.9, 0.002
 _LEAST_RETRY_S, _LONGEST_RETRY_S = 0.05, 30.0
 
 
@@ -29,7 +31,8 @@ class Admission(Generic[Item]):
         self._queue = queue
         self._max_weight = max_weight
         self._max_queue = max_queue
-        self._longest_s = {lane: max_queue_ms.get(lane, math.inf) / 1000 for lane in Lane}
+        self.longest_s = {lane: max_queue_ms.get(lane, math.inf) / 1000 for lane in Lane}
+        self._shares = dict.fromkeys(Lane, _FIRST_SHARE)
         self._times = ServiceTime()
         self._busy_until_s: float | None = None
 
@@ -56,7 +59,7 @@ class Admission(Generic[Item]):
         if not ahead and self._busy_until_s is None:
             return None
         wait_s = self._wait_s(ahead, place.weight)
-        if wait_s > _ADMITTED_SHARE * self._longest_s[place.lane]:
+        if wait_s > self._shares[place.lane] * self.longest_s[place.lane]:
             return QueueFull(f"about {wait_s:.1f} s of work are waiting already", retry_delay_s=self.retry_s())
         own_s = self._times.estimate(place.weight) + later / self._max_weight * self._times.estimate(self._max_weight)
         late_s = time.monotonic() + wait_s + own_s - deadline_s
@@ -65,12 +68,15 @@ class Admission(Generic[Item]):
             return DeadlineTooShort(message, retry_delay_s=_clamp(late_s))
         return None
 
-    def find_lateness(self, place: Place[Any], queued_at_s: float, deadline_s: float) -> ServiceError | None:
-        """Why a place whose turn has come is not served any more."""
+    def find_lateness(self, lane: Lane, latest_start_s: float, deadline_s: float) -> ServiceError | None:
+        """Why an entry whose turn has come is not served any more."""
         now_s = time.monotonic()
+        is_late = now_s > latest_start_s
+        share = self._shares[lane]
+        self._shares[lane] = max(_LEAST_SHARE, share * _FALL) if is_late else min(_LARGEST_SHARE, share + _RISE)
         if now_s >= deadline_s:
             return DeadlineTooShort("the deadline passed in the queue", retry_delay_s=self.retry_s())
-        if now_s - queued_at_s > self._longest_s[place.lane]:
+        if is_late:
             return QueueFull("waited longer than anything may", retry_delay_s=self.retry_s())
         return None
 
@@ -80,7 +86,7 @@ class Admission(Generic[Item]):
         if last is None:
             return False
         wait_s = self._wait_s(self._queue.weight - last.weight, last.weight)
-        return len(self._queue) > self._max_queue or wait_s > self._longest_s[last.lane]
+        return len(self._queue) > self._max_queue or wait_s > self.longest_s[last.lane]
 
     def retry_s(self) -> float:
         """About when what waits now will have been served."""

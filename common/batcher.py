@@ -50,6 +50,7 @@ class Served(Generic[Result]):
 class _Entry(Generic[Item, Result]):
     item: Item
     queued_at_s: float
+    latest_start_s: float
     deadline_s: float
     future: "asyncio.Future[Served[Result]]"
 
@@ -108,12 +109,13 @@ class Batcher(Generic[Item, Result]):
         self._thread.shutdown()
 
     async def submit(
-        self, item: Item, *, deadline_s: float, lane: Lane = Lane.CLICK, tenant: str = ""
+        self, item: Item, *, deadline_s: float, lane: Lane = Lane.CLICK, tenant: str = "", begun: bool = False
     ) -> Served[Result]:
         """Wait for an item's result.
 
         Args:
             deadline_s: when the caller gives up, in seconds of time.monotonic().
+            begun: it goes on with work that was served before, which no want of room shall waste.
 
         Raises:
             QueueFull: too many entries wait, or for too long, or those whose turn is first took the place.
@@ -122,9 +124,10 @@ class Batcher(Generic[Item, Result]):
         """
         now_s = time.monotonic()
         future: asyncio.Future[Served[Result]] = asyncio.get_running_loop().create_future()
-        entry = _Entry(item, now_s, deadline_s, future)
+        longest_s = math.inf if begun else self._admission.longest_s[lane]
+        entry = _Entry(item, now_s, now_s + longest_s, deadline_s, future)
         place = self._queue.make_place(entry, lane, tenant, self._weigh(item))
-        self._admit(place, deadline_s)
+        self._admit(place, deadline_s, begun=begun)
         self._queue.add(place)
         self._shed(place)
         self._metrics.queue_length.labels(self._name).set(len(self))
@@ -147,9 +150,11 @@ class Batcher(Generic[Item, Result]):
         place = self._queue.make_place(None, lane, tenant, first)
         self._admit(place, deadline_s, ahead, weight - first)
 
-    def _admit(self, place: Place[Any], deadline_s: float, ahead: int = 0, later: int = 0) -> None:
+    def _admit(self, place: Place[Any], deadline_s: float, ahead: int = 0, later: int = 0, begun: bool = False) -> None:
         if self._closing:
             raise NotReady("the service is shutting down", retry_delay_s=1.0)
+        if begun:
+            return
         refusal = self._admission.find_refusal(place, deadline_s, ahead, later)
         if refusal is not None and self._drop_cancelled():
             refusal = self._admission.find_refusal(place, deadline_s, ahead, later)
@@ -205,7 +210,7 @@ class Batcher(Generic[Item, Result]):
                 self._queue.take_first(lane)
                 if due.item.future.done():
                     self._metrics.dropped.labels(self._name, "cancelled").inc()
-                elif late := self._admission.find_lateness(due, due.item.queued_at_s, due.item.deadline_s):
+                elif late := self._admission.find_lateness(due.lane, due.item.latest_start_s, due.item.deadline_s):
                     self._metrics.dropped.labels(self._name, "expired").inc()
                     due.item.future.set_exception(late)
                 else:

@@ -147,7 +147,7 @@ class Everything:
         step = min(request.points_per_batch or self._piece_points, self._piece_points)
         pieces = [points[start : start + step] for start in range(0, len(points), step)]
         found: list[Candidate] = []
-        upcoming = asyncio.create_task(self._decode(tenant, job, pieces[0], deadline_s))
+        upcoming = asyncio.create_task(self._decode(tenant, job, pieces[0], deadline_s, begun=False))
         try:
             for number, piece in enumerate(pieces, start=1):
                 answers = await upcoming
@@ -206,7 +206,12 @@ class Everything:
         return dataclasses.replace(mask, refinement_token=token)
 
     async def _decode(
-        self, tenant: str, job: ImageJob, points: Sequence[tuple[float, float]], deadline_s: float | None
+        self,
+        tenant: str,
+        job: ImageJob,
+        points: Sequence[tuple[float, float]],
+        deadline_s: float | None,
+        begun: bool = True,
     ) -> list[PromptLogits]:
         """All three masks of each point, from the bulk lane."""
         prompts = tuple(Prompt(np.array([point], np.float32), np.ones(1, np.int64)) for point in points)
@@ -215,6 +220,7 @@ class Everything:
             deadline_s=math.inf if deadline_s is None else deadline_s,
             lane=Lane.BULK,
             tenant=tenant,
+            begun=begun,
         )
         return served.value
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,22 +125,26 @@ class Predictor:
         lane: Lane,
         deadline_s: float,
     ) -> Served[list[PromptLogits]]:
-        """One image's prompts through the batcher, a job at a time."""
-        answers: list[PromptLogits] = []
-        queue_ms = model_ms = 0.0
-        for start in range(0, len(prompts), self._batch_prompts):
-            job = ImageJob(
+        """One image's prompts through the batcher: a click's together, more of them a job at a time."""
+        jobs = [
+            ImageJob(
                 embedding=embedding.values,
                 original_size=_rows_columns(embedding.header.image_size),
                 input_size=_rows_columns(embedding.header.input_size),
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
             )
-            served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane, tenant=tenant)
-            answers += served.value
-            queue_ms += served.queue_ms
-            model_ms += served.model_ms
-        return Served(answers, queue_ms, model_ms)
+            for start in range(0, len(prompts), self._batch_prompts)
+        ]
+        submit = functools.partial(self._batcher.submit, deadline_s=deadline_s, lane=lane, tenant=tenant)
+        if lane is Lane.CLICK:
+            served = await gather_or_cancel(submit(job) for job in jobs)
+            queue_ms = max(item.queue_ms for item in served)
+        else:
+            served = [await submit(job, begun=number > 0) for number, job in enumerate(jobs)]
+            queue_ms = sum(item.queue_ms for item in served)
+        answers = [answer for item in served for answer in item.value]
+        return Served(answers, queue_ms, sum(item.model_ms for item in served))
 
     async def _write(
         self,

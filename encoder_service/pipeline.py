@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -72,7 +72,7 @@ class EncodePipeline:
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-        self._preparing = 0
+        self._submitted: set[Address] = set()
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="splitsam-image")
 
@@ -110,7 +110,8 @@ class EncodePipeline:
         """
         if len(self._flights) >= self._settings.max_queue:
             raise QueueFull(f"{self._settings.max_queue} images are in work already", retry_delay_s=1.0)
-        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=self._preparing)
+        preparing = len(self._flights) - len(self._submitted)
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=preparing)
 
     async def look_up(self, tenant: str, image_sha256: bytes) -> RecordHeader | None:
         """The header of an image's embedding if the cache holds it.
@@ -140,37 +141,28 @@ class EncodePipeline:
     async def _encode_once(self, tenant: str, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
         start_s = time.perf_counter()
         claimed = False
-        with contextlib.ExitStack() as preparing:
-            preparing.enter_context(self._counted_as_preparing())
-            try:
-                header, claimed = await self._find_or_claim(addresses)
-            except CacheUnavailable:
-                header = None  # encode anyway; storing will be tried, and the reply says what became of it
-            cache_ms = (time.perf_counter() - start_s) * 1000
-            try:
-                if header is not None:
-                    return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-                return await self._compute(tenant, image, addresses[0], lane, cache_ms, preparing)
-            finally:
-                if claimed:
-                    with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
-                        await self._cache.release(addresses[0])
+        try:
+            header, claimed = await self._find_or_claim(addresses)
+        except CacheUnavailable:
+            header = None  # encode anyway; storing will be tried, and the reply says what became of it
+        cache_ms = (time.perf_counter() - start_s) * 1000
+        try:
+            if header is not None:
+                return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
+            return await self._compute(tenant, image, addresses[0], lane, cache_ms)
+        finally:
+            self._submitted.discard(addresses[0])
+            if claimed:
+                with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
+                    await self._cache.release(addresses[0])
 
-    async def _compute(
-        self,
-        tenant: str,
-        image: bytes,
-        address: Address,
-        lane: Lane,
-        cache_ms: float,
-        preparing: contextlib.ExitStack,
-    ) -> Encoded:
+    async def _compute(self, tenant: str, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
         start_s = time.perf_counter()
         prepared = await self._on_thread(lambda: prepare_image(image, self._limits))
         preprocess_s = time.perf_counter() - start_s
         self._metrics.decode_seconds.observe(preprocess_s)
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
-        preparing.close()  # from here on the batcher counts it
+        self._submitted.add(address)
         served = await self._batcher.submit(prepared, deadline_s=deadline_s, lane=lane, tenant=tenant)
         header = RecordHeader(
             kind=EMBEDDING,
@@ -209,14 +201,6 @@ class EncodePipeline:
                 return None, False
             await asyncio.sleep(_CLAIM_POLL_S)
         return header, False
-
-    @contextlib.contextmanager
-    def _counted_as_preparing(self) -> Iterator[None]:
-        self._preparing += 1
-        try:
-            yield
-        finally:
-            self._preparing -= 1
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -45,7 +45,7 @@ class Row:
         queue_ms_mean: of all entries, by the service's metric; `queue_ms_max` is of answers.
         fill: work units in a batch, on average: images or prompts.
         rss_mib: most resident memory of the service.
-        bound_ms: longest wait for a batch that the service was set to; a click of many prompts waits for several.
+        bound_ms: longest wait for a batch that the service was set to.
         normal_after_s: recovery: end of the last request that was refused or took over three times the unloaded p99.
     """
 

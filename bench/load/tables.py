@@ -77,7 +77,8 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"- {kind}: accepted p99 {_figures(row.ms_p99)} ms of {_figures(allowed)} allowed ({ALLOWED_FACTOR} x the "
             f"unloaded p99, and the queue bound of {row.bound_ms}); {row.without_retry} of {row.refused} refused "
-            f"without a time to return; {row.rss_mib - calm.rss_mib:+.0f} MiB; as without load {after.normal_after_s:.1f} s after."
+            f"without a time to return; {row.rss_mib - calm.rss_mib:+.0f} MiB; "
+            f"as without load {after.normal_after_s:.1f} s after."
         )
     return ["", *lines] if lines else []
 
