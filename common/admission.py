@@ -12,9 +12,9 @@ from splitsam.common.service_time import ServiceTime
 Item = TypeVar("Item")
 
 # Of the longest wait, what an estimate may reach: batches vary, and who is accepted should be served in time. The share
-# falls with everyone who was not and rises with everyone who was, to about one in forty.
+# falls with everyone who was not and rises with everyone who was, to about one in a hundred; an empty queue resets it.
 _LEAST_SHARE, _FIRST_SHARE, _LARGEST_SHARE = 0.3, 0.7, 0.9
-_FALL, _RISE = 0.9, 0.002
+_FALL, _RISE = 0.9, 0.0005
 _LEAST_RETRY_S, _LONGEST_RETRY_S = 0.05, 30.0
 
 
@@ -44,6 +44,8 @@ class Admission(Generic[Item]):
         """The worker has ended that batch, and is idle."""
         self._busy_until_s = None
         self._times.observe(weight, seconds)
+        if not len(self._queue):
+            self._shares = dict.fromkeys(Lane, _FIRST_SHARE)
 
     def find_refusal(self, place: Place[Any], deadline_s: float, ahead: int, later: int) -> ServiceError | None:
         """Why a place is not to be had, or not in time; an idle worker takes anything, and is measured at it.
