@@ -115,7 +115,7 @@ class Batcher(Generic[Item, Result]):
 
         Args:
             deadline_s: when the caller gives up, in seconds of time.monotonic().
-            begun: it goes on with work that was served before, which no want of room shall waste.
+            begun: it goes on with work that was admitted before, which no want of room shall waste.
 
         Raises:
             QueueFull: too many entries wait, or for too long, or those whose turn is first took the place.

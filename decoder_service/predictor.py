@@ -138,8 +138,8 @@ class Predictor:
         ]
         submit = functools.partial(self._batcher.submit, deadline_s=deadline_s, lane=lane, tenant=tenant)
         if lane is Lane.CLICK:
-            served = await gather_or_cancel(submit(job) for job in jobs)
-            queue_ms = max(item.queue_ms for item in served)
+            served = await gather_or_cancel(submit(job, begun=number > 0) for number, job in enumerate(jobs))
+            queue_ms = served[0].queue_ms  # the others follow it
         else:
             served = [await submit(job, begun=number > 0) for number, job in enumerate(jobs)]
             queue_ms = sum(item.queue_ms for item in served)

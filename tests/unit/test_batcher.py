@@ -200,7 +200,7 @@ class Steady:
     def __init__(self, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, base_s: float, unit_s: float, **settings):
         self.now_s = 1000.0
         self.batches: list[list[int]] = []
-        self._costs = (base_s, unit_s)
+        self.base_s, self.unit_s = base_s, unit_s
         clock = SimpleNamespace(monotonic=lambda: self.now_s)
         for module in (batcher_module, admission):
             monkeypatch.setattr(module, "time", clock)
@@ -214,7 +214,7 @@ class Steady:
         self.batches.append(list(items))
         self.started.release()
         self.go.wait()
-        self.now_s += self._costs[0] + self._costs[1] * len(items)
+        self.now_s += self.base_s + self.unit_s * len(items)
         return list(items)
 
     async def learn(self) -> None:
@@ -309,6 +309,34 @@ async def test_room_is_checked_as_submitting_would_without_taking_any(steady):
     assert len(work.batcher) == 4
     work.go.set()
     await asyncio.gather(*tasks)
+
+
+async def test_work_that_has_begun_goes_on_in_a_full_queue_until_its_deadline(steady):
+    work = await steady(max_queue=5, max_queue_ms={Lane.CLICK: 300})
+    tasks = await work.occupy(*range(1, 6))
+    with pytest.raises(QueueFull):
+        await work.submit(6)
+    going_on = work.batcher.submit(7, deadline_s=work.now_s + 3600, begun=True)
+    expired = work.batcher.submit(8, deadline_s=work.now_s + 0.01, begun=True)
+    going_on, expired = asyncio.create_task(going_on), asyncio.create_task(expired)
+    await asyncio.sleep(0)
+    work.go.set()
+    with pytest.raises(DeadlineTooShort):
+        await expired
+    assert (await going_on).value == 7
+    await asyncio.gather(*tasks)
+
+
+async def test_whoever_waited_too_long_after_all_is_refused_and_not_run(steady):
+    work = await steady(max_queue_ms={Lane.CLICK: 400}, max_weight=1)
+    busy, *late = await work.occupy(*range(1, 5))  # by what was learned the last would start in 280 ms
+    work.base_s = 1.0
+    work.go.set()
+    await busy
+    outcomes = await asyncio.gather(*late, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {QueueFull}
+    assert work.batches == [[0]]
+    assert (await work.submit(9)).value == 9
 
 
 async def test_clicks_take_the_places_of_bulk_work_in_a_full_queue(steady, metrics: Metrics):
