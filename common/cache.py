@@ -22,7 +22,6 @@ from splitsam.common.calls import share_of_deadline_s
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
-from splitsam.common.redis_client import Client, open_redis
 from splitsam.common.records import (
     EMBEDDING,
     HEADER_BYTES,
@@ -33,6 +32,7 @@ from splitsam.common.records import (
     unpack_header,
     unpack_record,
 )
+from splitsam.common.redis_client import Client, open_redis
 
 log = logging.getLogger("splitsam.cache")
 

@@ -82,7 +82,11 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
         redis.RedisError, redis.exceptions.RedisClusterException: no node of a Cluster answers.
     """
     place = parse_place(url)
-    options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "socket_read_size": 2**20}
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "socket_read_size": 2**20,
+    }
     options |= place.options
     if place.kind == "sentinel":
         return _of_sentinels(place, options, connections)
@@ -103,16 +107,15 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
         retry=Retry(NoBackoff(), 0),
         **{name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "socket_read_size")},
     )
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)
 
 
 def _of_sentinels(place: Place, options: dict[str, Any], connections: int) -> redis.Redis:
     """The master's client; each new connection asks the Sentinels who that is."""
     once = Retry(NoBackoff(), 0)
     own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    shared = {
-        name: value for name, value in options.items() if name.startswith(("socket_timeout", "socket_conn", "ssl"))
-    }
-    sentinels = Sentinel(list(place.hosts), sentinel_kwargs={**shared, **own, "retry": once})  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinels.master_for(place.master, max_connections=connections, retry=once, **options)  # type: ignore[no-untyped-call]
+    shared = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl"))}
+    manager: Any = Sentinel
+    sentinels = manager(list(place.hosts), sentinel_kwargs={**shared, **own, "retry": once})
+    client: redis.Redis = sentinels.master_for(place.master, max_connections=connections, retry=once, **options)
     return client

@@ -42,8 +42,10 @@ def test_url_carries_login_database_tls_and_options():
 
 @pytest.mark.parametrize(
     "url",
-    ["http://a", "redis+sentinel://a", "redis+sentinel:///main", "redis+sentinel://a/main/1/2", "redis+cluster://a/1"]
-    + ["redis+cluster://", "redis+cluster://a:port", "redis+sentinel://a,,b/main", "localhost:6379"],
+    [
+        *("http://a", "redis+sentinel://a", "redis+sentinel:///main", "redis+sentinel://a/main/1/2"),
+        *("redis+cluster://a/1", "redis+cluster://", "redis+cluster://a:port", "redis+sentinel://a,,b/main", "a:6379"),
+    ],
 )
 def test_other_urls_are_refused(url):
     with pytest.raises(ValueError, match=r"."):
@@ -102,9 +104,8 @@ async def test_cluster_keeps_what_its_nodes_own_and_takes_a_node_back(tmp_path, 
             await cache.release(header_of(number).address)
         assert [await read(cache, number) for number in numbers] == list(numbers)
         group.kill(group.ports[0])
-        with pytest.raises(CacheUnavailable):
-            for number in numbers:
-                await read(cache, number)
+        answers = await asyncio.gather(*(read(cache, number) for number in numbers), return_exceptions=True)
+        assert any(isinstance(answer, CacheUnavailable) for answer in answers)
         group.restart(group.ports[0])
         for number in numbers:
             await until_done(lambda number=number: put(cache, number))
