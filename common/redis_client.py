@@ -91,7 +91,7 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
     if place.kind == "sentinel":
         return _of_sentinels(place, options, connections)
     if place.kind == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in place.hosts]
+        nodes = [ClusterNode(host, port) for host, port in place.hosts]  # type: ignore[no-untyped-call]
         return RedisCluster(
             startup_nodes=nodes,
             # The slots of a node that is away are missed, not those of the others.

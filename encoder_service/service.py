@@ -14,6 +14,7 @@ from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
@@ -97,14 +98,14 @@ class EncoderService:
             device=self._device,
             batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
         )
-        model.warm_up()
+        cache_notes = compile_cache.warm_up(model.warm_up)
         info = ModelInfo(
             name=loaded.name,
             model_id=loaded.model_id,
             demonstration=loaded.demonstration,
             precision=choice.precision,
             device=describe_device(self._device),
-            notes=(*loaded.notes, *choice.notes),
+            notes=(*loaded.notes, *choice.notes, *cache_notes),
             codec=settings.codec,
             preprocess_version=PREPROCESS_VERSION,
         )

@@ -8,22 +8,26 @@ Rows go to `bench/results/faults-<device>.csv` as they come, each in place of an
 """
 
 import argparse
+import itertools
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import redis
 import torch
 
 from bench.commit import read_commit
 from bench.faults import redis_faults, replica_faults
-from bench.faults.deployment import Deployment
-from bench.faults.load import learn
+from bench.faults.load import KnownImage, learn
 from bench.faults.measure import Fault, measure
 from bench.faults.rows import RESULTS, Row, add_row, results_path
+from bench.faults.stages import Stage, behind_proxy, cluster, failing_device, sentinels, shifted_clock
+from bench.faults.wall_clock import find_libfaketime
+from splitsam.client.redis_server import find_redis_server
 
+DAMAGES = ("delay", "reset", "truncate", "flip", "swap")
 FAULTS = (
     Fault("redis-refused-at-start", redis_faults.refuse_redis_at_start),
     Fault("redis-stalled", redis_faults.stall_redis),
@@ -35,6 +39,13 @@ FAULTS = (
     Fault("encoder-killed", replica_faults.kill(lambda deployment: deployment.encoders)),
     Fault("decoder-rolling-restart", replica_faults.roll(lambda deployment: deployment.decoders), hold_s=0.0),
     Fault("encoder-rolling-restart", replica_faults.roll(lambda deployment: deployment.encoders), hold_s=0.0),
+    *(Fault(f"replies-{how}", redis_faults.damage_replies(how), behind_proxy) for how in DAMAGES),
+    Fault("sentinel-failover", redis_faults.fail_over, sentinels),
+    Fault("cluster-node-killed", redis_faults.kill_node, cluster),
+    Fault("device-out-of-memory", replica_faults.run_out_of_memory, failing_device),
+    Fault("device-lost", replica_faults.lose_device, failing_device),
+    Fault("clock-forward-two-days", redis_faults.shift_clock(2 * 86_400), shifted_clock),
+    Fault("clock-back-two-days", redis_faults.shift_clock(-2 * 86_400), shifted_clock),
 )
 NAMES = tuple(fault.name for fault in FAULTS)
 
@@ -62,26 +73,43 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(options: argparse.Namespace, folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Measure the faults asked for, stage by stage; the names of those that were not survived."""
     device = f"cpu-{torch.get_num_threads()}-cores"
-    path = results_path(options.results, device)
-    failed = []
-    with Deployment(folder / "main", encoder_args=("--precision", "bf16")) as deployment:
-        known = learn([each.address for each in deployment.encoders], [each.address for each in deployment.decoders])
-        machine = {
-            "device": device,
-            "torch": torch.__version__,
-            "redis": redis.Redis.from_url(deployment.redis.url).info("server")["redis_version"],
-            "commit": read_commit(),
-            "command": shlex.join(["python", "-m", "bench.faults", *arguments]),
-        }
-        for fault in FAULTS:
-            if fault.name in options.only:
+    machine = {
+        "device": device,
+        "torch": torch.__version__,
+        "redis": _redis_version(),
+        "commit": read_commit(),
+        "command": shlex.join(["python", "-m", "bench.faults", *arguments]),
+    }
+    failed: list[str] = []
+    known: list[KnownImage] = []
+    chosen = [fault for fault in FAULTS if fault.name in options.only]
+    for stage, faults in itertools.groupby(chosen, key=lambda fault: fault.stage):
+        if stage is shifted_clock and find_libfaketime() is None:
+            print("left out without the package libfaketime: the clock")
+            continue
+        with stage(folder / faults_folder(chosen, stage)) as deployment:
+            known = known or learn(
+                [each.address for each in deployment.encoders], [each.address for each in deployment.decoders]
+            )
+            for fault in faults:
                 row = measure(fault, deployment, known, machine)
                 print(describe_row(row), flush=True)
-                add_row(path, row, NAMES)
-                if row.wrong_masks or row.hangs or row.crashes or row.normal_s > 10:
+                add_row(results_path(options.results, device), row, NAMES)
+                if not row.is_survived:
                     failed.append(fault.name)
     return failed
+
+
+def faults_folder(chosen: Sequence[Fault], stage: Stage) -> str:
+    """Named after the first fault of a stage."""
+    return next(fault.name for fault in chosen if fault.stage is stage)
+
+
+def _redis_version() -> str:
+    said = subprocess.run([find_redis_server(), "--version"], capture_output=True, text=True, check=True).stdout
+    return said.partition("v=")[2].split()[0]
 
 
 if __name__ == "__main__":

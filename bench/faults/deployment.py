@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from splitsam.client.processes import LOOPBACK, Child, free_ports, stop_all
 from splitsam.client.redis_server import redis_url, start_redis, wait_until_answering
@@ -40,6 +40,7 @@ class Replica:
     ):
         port, metrics_port = free_ports(2)
         self.name = f"{service}-{port}"
+        self.port = port
         self.address = f"{LOOPBACK}:{port}"
         self.metrics_url = f"http://{LOOPBACK}:{metrics_port}/metrics"
         self.log_path = folder / f"{self.name}.log"
@@ -100,8 +101,9 @@ class Replica:
 class RedisServer:
     """A redis-server without a disk, to be paused, killed and started again."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None):
         self._folder = folder
+        self._environment = environment
         self._port = free_ports(1)[0]
         self.url = redis_url(self._port, "password")
         self.address = (LOOPBACK, self._port)
@@ -109,7 +111,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, empty."""
-        self._child = start_redis(self._port, "password", self._folder)
+        self._child = start_redis(self._port, "password", self._folder, self._environment)
         wait_until_answering(self._child, self.url, READY_S)
 
     def signal(self, number: int) -> None:
@@ -132,7 +134,8 @@ class Deployment:
         replicas: of each service.
         encoder_args, decoder_args: arguments of the services.
         module: see `Replica`.
-        environment: of the services.
+        environment: of the services, and of its own Redis.
+        beside: what the faults of this deployment turn on and off: a proxy, other servers, a file.
     """
 
     folder: Path
@@ -143,10 +146,11 @@ class Deployment:
     decoder_args: Sequence[str] = ()
     module: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    beside: Any = None
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.redis = RedisServer(self.folder)
+        self.redis = RedisServer(self.folder, self.environment)
         self.encoders: list[Replica] = []
         self.decoders: list[Replica] = []
         try:

@@ -1,7 +1,7 @@
 """A service whose device fails when a file says so: `python -m bench.faults.failing_device encoder --port ...`.
 
 There need be no GPU: the model raises torch's own exceptions, and everything above it is the service's. The file is
-named by SPLITSAM_FAULT_FILE and holds one line:
+named after the port, in the folder SPLITSAM_FAULT_FOLDER, and holds one line:
 
     out-of-memory 3     the next three calls of the model raise torch.OutOfMemoryError
     lost                every call raises torch.AcceleratorError from now on, as after an illegal memory access
@@ -23,7 +23,7 @@ from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.encoder_service.service import EncoderService
 from splitsam.encoder_service.settings import EncoderSettings
 
-FAULT_FILE = "SPLITSAM_FAULT_FILE"
+FAULT_FOLDER = "SPLITSAM_FAULT_FOLDER"
 
 
 class FailingDevice:
@@ -59,7 +59,7 @@ class FailingDevice:
 class FailingEncoder(EncoderService):
     def __init__(self, settings: EncoderSettings, metrics: Metrics):
         super().__init__(settings, metrics)
-        self._failing = FailingDevice(Path(os.environ[FAULT_FILE]))
+        self._failing = FailingDevice(Path(os.environ[FAULT_FOLDER]) / str(settings.port))
         self._guard = DeviceGuard(self._device, metrics, self._failing.probe)
 
     def _load(self) -> Any:
@@ -71,7 +71,7 @@ class FailingEncoder(EncoderService):
 class FailingDecoder(DecoderService):
     def __init__(self, settings: DecoderSettings, metrics: Metrics):
         super().__init__(settings, metrics)
-        self._failing = FailingDevice(Path(os.environ[FAULT_FILE]))
+        self._failing = FailingDevice(Path(os.environ[FAULT_FOLDER]) / str(settings.port))
         self._guard = DeviceGuard(self._device, metrics, self._failing.probe)
 
     def _load(self) -> Any:

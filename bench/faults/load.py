@@ -22,7 +22,7 @@ NAMES = ("coffee", "kite", "owl")
 PLACES = ((0.5, 0.5), (0.3, 0.6), (0.7, 0.4))  # of width and height
 ENCODE_S = 15.0
 CLICK_S = 10.0
-RAW_S = 6.0
+RAW_S = 10.0
 # Whom an answer shares its batch with may turn single pixels of its edge; another mask is far below.
 RIGHT_IOU = 0.99
 _PAUSE_S = 0.3

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bench.faults.deployment import Deployment
 from bench.faults.load import RIGHT_IOU, KnownImage, Load, Outcome
 from bench.faults.rows import Row
+from bench.faults.stages import Stage, plain
 
 _BEFORE_S = 2.0
 _SETTLED = 4  # operations of each kind in a row without a failure, until which the load goes on
@@ -24,11 +25,13 @@ class Fault:
     Args:
         name: of the row.
         inject: a context manager around the time in which it is wrong; its exit ends the fault.
+        stage: the deployment that it happens to.
         hold_s: how long it stays wrong.
     """
 
     name: str
     inject: Inject
+    stage: Stage = plain
     hold_s: float = 4.0
 
 

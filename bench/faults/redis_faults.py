@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import redis
 
@@ -71,3 +71,48 @@ def _configured(deployment: Deployment, **settings: str) -> Iterator[None]:
         yield
         for name, value in before.items():
             connection.config_set(name, value)
+
+
+def damage_replies(how: str) -> Callable[[Deployment], contextlib.AbstractContextManager[None]]:
+    """See `Proxy`."""
+
+    @contextlib.contextmanager
+    def inject(deployment: Deployment) -> Iterator[None]:
+        deployment.beside.set(how)
+        yield
+        deployment.beside.set("nothing")
+
+    return inject
+
+
+@contextlib.contextmanager
+def fail_over(deployment: Deployment) -> Iterator[None]:
+    """The master is killed, the Sentinels choose the replica; the old master comes back as a replica."""
+    group = deployment.beside
+    old = group.master()
+    group.kill(old)
+    while group.master() == old:
+        time.sleep(0.05)
+    yield
+    group.restart(old)
+
+
+@contextlib.contextmanager
+def kill_node(deployment: Deployment) -> Iterator[None]:
+    """A third of the keys have no server."""
+    port = deployment.beside.ports[0]
+    deployment.beside.kill(port)
+    yield
+    deployment.beside.restart(port)
+
+
+def shift_clock(seconds: int) -> Callable[[Deployment], contextlib.AbstractContextManager[None]]:
+    """The time of day jumps for the services and Redis, and back; for Redis, embeddings age by as much."""
+
+    @contextlib.contextmanager
+    def inject(deployment: Deployment) -> Iterator[None]:
+        deployment.beside.shift(seconds)
+        yield
+        deployment.beside.shift(0)
+
+    return inject

@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.faults.deployment import Deployment, Replica
+from splitsam.common.process import DEVICE_LOST_STATUS
 
+_END_S = 30.0
 Choose = Callable[[Deployment], Sequence[Replica]]
 
 
@@ -33,3 +35,27 @@ def roll(choose: Choose) -> Callable[[Deployment], contextlib.AbstractContextMan
         yield
 
     return inject
+
+
+@contextlib.contextmanager
+def run_out_of_memory(deployment: Deployment) -> Iterator[None]:
+    """Three calls of each replica's model in a row do not fit."""
+    for replica in deployment.all:
+        (deployment.beside / str(replica.port)).write_text("out-of-memory 3")
+    yield
+
+
+@contextlib.contextmanager
+def lose_device(deployment: Deployment) -> Iterator[None]:
+    """One replica of each service can compute no more: it must end by itself, for its successor to start."""
+    victims = (deployment.encoders[0], deployment.decoders[0])
+    for replica in victims:
+        replica.may_end()
+        (deployment.beside / str(replica.port)).write_text("lost")
+    for replica in victims:
+        if not replica.wait(_END_S) or replica.exit_status() != DEVICE_LOST_STATUS:
+            raise RuntimeError(f"{replica.name} did not end with status {DEVICE_LOST_STATUS}: {replica.exit_status()}")
+    yield
+    for replica in victims:
+        (deployment.beside / str(replica.port)).unlink()
+        replica.start()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+NORMAL_LIMIT_S = 10.0
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -42,6 +43,12 @@ class Row:
     redis: str
     commit: str
     command: str
+
+    @property
+    def is_survived(self) -> bool:
+        """No wrong mask, no hang, no crash, normal soon after, and no failed call where nothing may be noticed."""
+        noticed = "rolling-restart" in self.fault and self.library_errors
+        return not (self.wrong_masks or self.hangs or self.crashes or noticed) and self.normal_s <= NORMAL_LIMIT_S
 
 
 COLUMNS = tuple(column.name for column in fields(Row))

@@ -10,19 +10,17 @@ A document says where a table goes and which rows it holds, by columns of the CS
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.documents import ROOT, replace_sections, write_or_check
 from bench.waterfall.chart import draw_chart
 from bench.waterfall.rows import BASELINE, COLUMNS, RESULTS, Row, read_rows
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.checkpoints import DEMONSTRATION_MODEL
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench/README.md")
-SECTION = re.compile(r"<!-- waterfall:(?P<filters>[^>]*)-->\n.*?<!-- end of waterfall -->\n", re.S)
 SCOPES = {"encoder": "image encoder alone", "end_to_end": "image encoder and mask decoder"}
 SLOWER = 0.99  # of the row before; within a percent is neither faster nor slower
 
@@ -33,13 +31,7 @@ def write_sections(document: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: a marker names a column that does not exist.
     """
-
-    def section(match: re.Match[str]) -> str:
-        filters = match["filters"].strip()
-        tables = build_tables(select_rows(rows, filters))
-        return f"<!-- waterfall: {filters} -->\n\n{tables}\n<!-- end of waterfall -->\n"
-
-    return SECTION.sub(section, document)
+    return replace_sections(document, "waterfall", lambda filters: build_tables(select_rows(rows, filters)))
 
 
 def select_rows(rows: Sequence[Row], filters: str) -> list[Row]:
@@ -151,13 +143,7 @@ def main(arguments: Sequence[str]) -> None:
         files = collect_files(options.documents, options.results)
     except (OSError, ValueError) as problem:
         sys.exit(f"error: {problem}")
-    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        print(f"{'not current' if options.check else 'wrote'}: {path}")
-        if not options.check:
-            path.write_text(files[path])
-    if options.check and stale:
-        sys.exit("error: run python -m bench.waterfall.tables")
+    write_or_check(files, options.check, "python -m bench.waterfall.tables")
 
 
 if __name__ == "__main__":
