@@ -13,17 +13,7 @@ from bench.documents import ROOT, replace_sections, write_or_check
 from bench.faults.rows import RESULTS, Row, read_rows
 
 DOCUMENTS = (ROOT / "bench/README.md",)
-_HEAD = (
-    "fault",
-    "lasted s",
-    "calls",
-    "wrong masks",
-    "hangs",
-    "crashes",
-    "library errors",
-    "raw errors",
-    "normal after s",
-)
+_HEAD = ("fault", "lasted s", "calls", "wrong masks", "hangs", "crashes", "library errors", "raw errors", "normal s")
 
 
 def build_table(rows: Sequence[Row]) -> str:
