@@ -33,7 +33,9 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
     metrics_port: Port = Field(0, description="Port for Prometheus; 0 serves no metrics")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="URL of Redis, see common/redis_client.py")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
+    )
     redis_timeout_ms: int = Field(1000, ge=10, le=60_000, description="Longest Redis round trip, in milliseconds")
     redis_connections: int = Field(8, ge=1, le=256, description="Connections and threads for Redis")
     model: Literal["vit_t", "vit_b", "vit_l", "vit_h"] | None = Field(

@@ -38,12 +38,12 @@ def restart_redis_empty(deployment: Deployment) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refuse_redis_at_start(deployment: Deployment) -> Iterator[None]:
-    """Both services start while there is no Redis."""
+    """Every replica starts while there is no Redis, one after the other."""
     deployment.redis.kill()
     for replica in deployment.all:
         replica.terminate()
         replica.start()
-    deployment.until_ready()
+        replica.until_ready()
     yield
     deployment.redis.start()
 
