@@ -15,6 +15,7 @@ from bench.faults.failing_device import FAULT_FOLDER
 from splitsam.client import Client, SplitsamError
 from splitsam.common.process import DEVICE_LOST_STATUS
 
+pytestmark = pytest.mark.timeout(600)  # six processes start here, some of them twice, while others compute
 POINT = [(100, 80)]
 PAUSE_S = 0.3  # most of the machine is left to processes that start
 RIGHT_IOU = 0.99  # whom an answer shares its batch with may turn single pixels of its edge
