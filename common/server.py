@@ -19,6 +19,7 @@ from splitsam.common.errors import DeviceLost
 from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.logs import configure_logs
 from splitsam.common.metrics import Metrics
+from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ServiceSettings, SettingsProblem
 
 log = logging.getLogger("splitsam.server")
@@ -38,6 +39,9 @@ class Service(Protocol):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer's handlers."""
+
+    def check_room(self, method: str, tenant: str) -> None:
+        """Raise QueueFull where a call of a tenant would only be refused after it has been read."""
 
     async def open(self) -> None:
         """Load and warm up; the service is ready when this returns."""
@@ -60,7 +64,13 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
-    interceptor = ServiceInterceptor(Authenticator.from_file(settings.tokens_file), metrics, ready.is_set)
+    interceptor = ServiceInterceptor(
+        Authenticator.from_file(settings.tokens_file),
+        Quotas.from_settings(settings),
+        metrics,
+        ready.is_set,
+        service.check_room,
+    )
     server = grpc.aio.server(interceptors=[interceptor], options=_channel_options(settings))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -4,15 +4,13 @@ python -m bench.faults.tables             # writes
 python -m bench.faults.tables --check     # changes nothing; fails when something would change
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.documents import ROOT, replace_sections, write_or_check
-from bench.faults.rows import RESULTS, Row, read_rows
+from bench.documents import write_files, write_sections
+from bench.faults.rows import Row, read_rows
 
-DOCUMENTS = (ROOT / "bench/README.md",)
 _HEAD = ("fault", "lasted s", "calls", "wrong masks", "hangs", "crashes", "library errors", "raw errors", "normal s")
 
 
@@ -30,23 +28,14 @@ def build_table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *where, "", *runs]) + "\n"
 
 
+def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
+    """What every document should say."""
+    rows = [row for path in sorted(results.glob("faults-*.csv")) for row in read_rows(path)]
+    return {path: write_sections(path.read_text(), "faults", lambda _filters: build_table(rows)) for path in documents}
+
+
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.faults.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
-    parser.add_argument("--check", action="store_true", help="only say what is not current")
-    options = parser.parse_args(arguments)
-    try:
-        rows = [row for path in sorted(options.results.glob("faults-*.csv")) for row in read_rows(path)]
-        files = {
-            path: replace_sections(path.read_text(), "faults", lambda _filters: build_table(rows))
-            for path in options.documents
-        }
-    except (OSError, ValueError) as problem:
-        sys.exit(f"error: {problem}")
-    write_or_check(files, options.check, "python -m bench.faults.tables")
+    write_files("bench.faults.tables", str(__doc__), collect_files, arguments)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from bench.documents import replace_sections
 from bench.faults.__main__ import FAULTS, NAMES
 from bench.faults.load import NAMES as PHOTOGRAPHS
 from bench.faults.load import PHOTOGRAPHS as FOLDER
@@ -66,15 +65,6 @@ def test_an_error_of_the_library_does_not_hold_in_a_rolling_restart_alone():
     noticed = dataclasses.replace(GOOD, library_errors="CACHE_UNAVAILABLE 1")
     assert noticed.is_survived
     assert not dataclasses.replace(noticed, fault="decoder-rolling-restart").is_survived
-
-
-def test_sections_of_other_names_are_left_alone():
-    document = (
-        "a\n<!-- faults -->\nold\n<!-- end of faults -->\n<!-- waterfall: x=1 -->\nb\n<!-- end of waterfall -->\n"
-    )
-    written = replace_sections(document, "faults", lambda filters: f"new{filters}\n")
-    assert written == document.replace("\nold\n", "\n\nnew\n\n")
-    assert replace_sections(written, "faults", lambda filters: f"new{filters}\n") == written
 
 
 def test_fresh_file_has_the_same_pixels():
