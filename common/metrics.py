@@ -49,6 +49,12 @@ class Metrics:
             registry=self.registry,
         )
         self.cache_seconds = self._seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
+        self.device_errors = Counter(
+            "splitsam_device_errors",
+            "Failures of the device: out_of_memory, survived, and lost, which ends the process",
+            ["kind"],
+            registry=self.registry,
+        )
         self.decode_seconds = self._seconds("splitsam_image_decode_seconds", "Decoding and resizing an image", [])
         self.format_seconds = self._seconds("splitsam_mask_format_seconds", "Masks to the formats asked for", [])
         self.memory_bytes = Gauge(

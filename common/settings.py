@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from redis.connection import parse_url
 
 from splitsam.common.fair_queue import Lane
 from splitsam.common.keys import KeyRing
+from splitsam.common.redis_client import parse_place
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -34,7 +34,9 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
     metrics_port: Port = Field(0, description="Port for Prometheus; 0 serves no metrics")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
+    )
     redis_timeout_ms: int = Field(1000, ge=10, le=60_000, description="Longest Redis round trip, in milliseconds")
     redis_connections: int = Field(8, ge=1, le=256, description="Connections and threads for Redis")
     model: Literal["vit_t", "vit_b", "vit_l", "vit_h"] | None = Field(
@@ -72,9 +74,12 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _redis_reads_the_url(cls, url: str) -> str:
         try:
-            parse_url(url)  # type: ignore[no-untyped-call]
+            parse_place(url)
         except ValueError:
-            raise ValueError("not a redis://, rediss:// or unix:// URL; a password is percent-encoded") from None
+            raise ValueError(
+                "not a URL of redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; "
+                "a password is percent-encoded"
+            ) from None
         return url
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from splitsam.common.cache import RecordCache
-from splitsam.common.errors import EmbeddingExpired, ModelMismatch
+from splitsam.common.device_guard import DeviceGuard
+from splitsam.common.errors import DeviceOutOfMemory, EmbeddingExpired, ModelMismatch
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
@@ -43,6 +44,7 @@ class EmbeddingStore:
         *,
         model_id: str,
         device: torch.device,
+        guard: DeviceGuard,
         budget_bytes: int,
         ttl_s: int,
         metrics: Metrics,
@@ -51,6 +53,7 @@ class EmbeddingStore:
         self._keys = keys
         self._model_id = model_id
         self._device = device
+        self._guard = guard
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._resident: ByteBudgetLRU[Address, Embedding] = ByteBudgetLRU(budget_bytes)
@@ -63,6 +66,7 @@ class EmbeddingStore:
             EmbeddingExpired: neither memory nor the cache holds it for this tenant.
             ModelMismatch: another model made it.
             CacheUnavailable: it is not in memory and the cache does not answer.
+            DeviceOutOfMemory: there is no room for it, even without the others.
         """
         addresses = self._keys.addresses(tenant, key)
         resident = self._resident.get(addresses[0])
@@ -80,7 +84,16 @@ class EmbeddingStore:
         if header.model_id != self._model_id:
             message = f"the embedding was made by model {header.model_id[:12]}, this decoder runs {self._model_id[:12]}"
             raise ModelMismatch(message, metadata={"embedding_model": header.model_id, "decoder_model": self._model_id})
-        embedding = Embedding(header, await asyncio.to_thread(values.to, self._device))
+        try:
+            on_device = await asyncio.to_thread(self._move, values)
+        except DeviceOutOfMemory:
+            self._resident.clear()
+            on_device = await asyncio.to_thread(self._move, values)
+        embedding = Embedding(header, on_device)
         self._resident.put(addresses[0], embedding, header.payload_bytes)
         self._metrics.memory_bytes.labels("embedding").set(self._resident.used_bytes)
         return embedding
+
+    def _move(self, values: torch.Tensor) -> torch.Tensor:
+        with self._guard.watch():
+            return values.to(self._device)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from splitsam.common.batcher import Batcher, Lane
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable, ReplyTooLarge
 from splitsam.common.records import RecordHeader
 from splitsam.decoder_service.candidates import (
@@ -94,6 +95,7 @@ class Everything:
         batcher: Batcher[ImageJob, list[PromptLogits]],
         embeddings: EmbeddingStore,
         refinements: RefinementStore,
+        guard: DeviceGuard,
         *,
         piece_points: int,
         threads: int,
@@ -102,6 +104,7 @@ class Everything:
         self._batcher = batcher
         self._embeddings = embeddings
         self._refinements = refinements
+        self._guard = guard
         self._piece_points = piece_points
         self._max_reply_bytes = max_reply_bytes
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="splitsam-everything")
@@ -225,7 +228,11 @@ class Everything:
         return served.value
 
     async def _on_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        def work() -> Result:
+            with self._guard.watch():
+                return function(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def _write_candidate(

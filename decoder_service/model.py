@@ -81,8 +81,22 @@ class DecoderModel:
 
         Returns:
             For each job and each of its prompts, in order, its masks. Batch-mates change nothing but rounding.
+
+        Raises:
+            torch.OutOfMemoryError: several jobs do not fit together, or one not even prompt by prompt.
         """
-        tiles = pack(jobs, self.max_prompts_per_forward)
+        prompts = self.max_prompts_per_forward
+        while True:
+            try:
+                return self._decode(jobs, prompts)
+            except torch.OutOfMemoryError:
+                if len(jobs) > 1 or prompts == 1:
+                    raise
+            prompts //= 2  # out here what the failed attempt held is free again
+
+    def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
+        """As `decode`, at most `max_prompts` in one forward pass."""
+        tiles = pack(jobs, max_prompts)
         with exact_convolutions(self.device, self.dtype):
             outputs = [self._forward(tile, jobs) for tile in tiles]
         # One copy for all tiles: the host waits for the device here and nowhere before.

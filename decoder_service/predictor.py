@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from splitsam.common.batcher import Batcher, Lane, Served
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import RecordHeader, Size
@@ -43,6 +44,7 @@ class Predictor:
         batcher: Batcher[ImageJob, list[PromptLogits]],
         embeddings: EmbeddingStore,
         refinements: RefinementStore,
+        guard: DeviceGuard,
         *,
         batch_prompts: int,
         format_threads: int,
@@ -52,6 +54,7 @@ class Predictor:
         self._batcher = batcher
         self._embeddings = embeddings
         self._refinements = refinements
+        self._guard = guard
         self._batch_prompts = batch_prompts
         self._max_reply_bytes = max_reply_bytes
         self._metrics = metrics
@@ -159,9 +162,10 @@ class Predictor:
 
         def write(answer: PromptLogits) -> tuple[Mask, ...]:
             masks = []
-            for mask in write_masks(answer, input_size=input_size, original_size=original_size, output=output):
-                budget.spend(mask)
-                masks.append(mask)
+            with self._guard.watch():
+                for mask in write_masks(answer, input_size=input_size, original_size=original_size, output=output):
+                    budget.spend(mask)
+                    masks.append(mask)
             return tuple(masks)
 
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
 from splitsam.common.device import choose_device, describe_device
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.decoder_service.embeddings import EmbeddingStore
@@ -35,6 +36,7 @@ class DecoderService:
         self._metrics = metrics
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
+        self._guard = DeviceGuard(self._device, metrics)
         on_gpu = self._device.type == "cuda"
         self._batch_prompts = settings.max_batch_prompts if on_gpu else settings.cpu_batch_prompts
         self._forward_prompts = min(settings.prompts_per_forward, self._batch_prompts)
@@ -60,7 +62,7 @@ class DecoderService:
         settings = self._settings
         model, info = await asyncio.to_thread(self._load)
         self._batcher = Batcher(
-            model.decode,
+            self._guard.guarded(model.decode),
             name="decoder",
             max_weight=self._batch_prompts,
             max_wait_ms=settings.max_wait_ms,
@@ -75,6 +77,7 @@ class DecoderService:
             self._keys,
             model_id=info.model_id,
             device=self._device,
+            guard=self._guard,
             budget_bytes=settings.memory_bytes,
             ttl_s=settings.embedding_ttl_s,
             metrics=self._metrics,
@@ -90,6 +93,7 @@ class DecoderService:
             self._batcher,
             embeddings,
             refinements,
+            self._guard,
             batch_prompts=self._batch_prompts,
             format_threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
@@ -99,11 +103,15 @@ class DecoderService:
             self._batcher,
             embeddings,
             refinements,
+            self._guard,
             piece_points=self._forward_prompts,
             threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
         )
         self._servicer.load(Parts(self._predictor, self._everything, info))
+
+    async def lost(self) -> str:
+        return await self._guard.lost()
 
     async def close(self) -> None:
         if self._batcher is not None:

@@ -10,9 +10,11 @@ from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
 from splitsam.common.device import choose_device, describe_device
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
@@ -36,6 +38,7 @@ class EncoderService:
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
         check_precision(settings.precision, self._device)  # before any weights are fetched
+        self._guard = DeviceGuard(self._device, metrics)
         self._servicer = EncoderServicer(settings)
         self._batcher: Batcher[PreparedImage, torch.Tensor] | None = None
         self._pipeline: EncodePipeline | None = None
@@ -57,7 +60,7 @@ class EncoderService:
         model, info = await asyncio.to_thread(self._load)
         on_gpu = self._device.type == "cuda"
         self._batcher = Batcher(
-            model.encode,
+            self._guard.guarded(model.encode),
             name="encoder",
             max_weight=max(self._settings.batch_sizes) if on_gpu else 1,
             max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
@@ -69,6 +72,9 @@ class EncoderService:
         version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)
         self._pipeline = EncodePipeline(self._batcher, self._cache, self._keys, version, self._settings, self._metrics)
         self._servicer.load(self._pipeline, info)
+
+    async def lost(self) -> str:
+        return await self._guard.lost()
 
     async def close(self) -> None:
         if self._batcher is not None:
@@ -97,14 +103,14 @@ class EncoderService:
             device=self._device,
             batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
         )
-        model.warm_up()
+        cache_notes = compile_cache.warm_up(model.warm_up)
         info = ModelInfo(
             name=loaded.name,
             model_id=loaded.model_id,
             demonstration=loaded.demonstration,
             precision=choice.precision,
             device=describe_device(self._device),
-            notes=(*loaded.notes, *choice.notes),
+            notes=(*loaded.notes, *choice.notes, *cache_notes),
             codec=settings.codec,
             preprocess_version=PREPROCESS_VERSION,
         )
