@@ -7,10 +7,41 @@ import typing
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
 Row = TypeVar("Row")
+
+
+class Measured(Protocol):
+    """A frozen dataclass of str, int and float, or of one of these and None."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What one run measures together and replaces together; rows are sorted by it."""
+
+
+Kept = TypeVar("Kept", bound=Measured)
+
+
+class ResultsFile(Generic[Kept]):
+    """The CSV of one device, rewritten with every row that is added.
+
+    The first row of a key drops what earlier runs have left under that key: ratios compare within one run only.
+    """
+
+    def __init__(self, path: Path, kind: type[Kept]) -> None:
+        self._path, self._kind = path, kind
+        self._begun: set[tuple[Any, ...]] = set()
+
+    def add(self, row: Kept) -> None:
+        kept = read_rows(self._kind, self._path) if self._path.exists() else []
+        if row.key not in self._begun:
+            kept = [other for other in kept if other.key != row.key]
+            self._begun.add(row.key)
+        write_rows(self._path, self._kind, sorted([*kept, row], key=lambda row: row.key))
 
 
 def columns_of(kind: type[Any]) -> tuple[str, ...]:

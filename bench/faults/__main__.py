@@ -22,9 +22,10 @@ from bench.commit import read_commit
 from bench.faults import redis_faults, replica_faults
 from bench.faults.load import KnownImage, learn
 from bench.faults.measure import Fault, measure
-from bench.faults.rows import RESULTS, Row, add_row, results_path
+from bench.faults.rows import Row
 from bench.faults.stages import Stage, behind_proxy, cluster, failing_device, sentinels, shifted_clock
 from bench.faults.wall_clock import find_libfaketime
+from bench.row_file import RESULTS, ResultsFile, results_path
 from splitsam.client.redis_server import find_redis_server
 
 DAMAGES = ("delay", "reset", "truncate", "flip", "swap")
@@ -82,6 +83,7 @@ def run(options: argparse.Namespace, folder: Path, arguments: Sequence[str]) -> 
         "commit": read_commit(),
         "command": shlex.join(["python", "-m", "bench.faults", *arguments]),
     }
+    results = ResultsFile(results_path(options.results, "faults", device), Row)
     failed: list[str] = []
     known: list[KnownImage] = []
     chosen = [fault for fault in FAULTS if fault.name in options.only]
@@ -96,7 +98,7 @@ def run(options: argparse.Namespace, folder: Path, arguments: Sequence[str]) -> 
             for fault in faults:
                 row = measure(fault, deployment, known, machine)
                 print(describe_row(row), flush=True)
-                add_row(results_path(options.results, device), row, NAMES)
+                results.add(row)
                 if not row.is_survived:
                     failed.append(fault.name)
     return failed

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.documents import write_files, write_sections
-from bench.faults.rows import Row, read_rows
+from bench.faults.rows import Row
+from bench.row_file import read_rows
 
 _HEAD = ("fault", "lasted s", "calls", "wrong masks", "hangs", "crashes", "library errors", "raw errors", "normal s")
 
@@ -30,7 +31,7 @@ def build_table(rows: Sequence[Row]) -> str:
 
 def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
     """What every document should say."""
-    rows = [row for path in sorted(results.glob("faults-*.csv")) for row in read_rows(path)]
+    rows = [row for path in sorted(results.glob("faults-*.csv")) for row in read_rows(Row, path)]
     return {path: write_sections(path.read_text(), "faults", lambda _filters: build_table(rows)) for path in documents}
 
 

@@ -12,29 +12,23 @@ charts of them.
 """
 
 import argparse
-import importlib.metadata
 import math
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from bench import row_file
-from bench.commit import read_commit
+from bench.machine import describe_machine
 from bench.pruning import Sources
+from bench.row_file import RESULTS, ResultsFile, results_path
 from bench.waterfall.measure import Options, Waterfall
 from bench.waterfall.pipelines import LADDERS
-from bench.waterfall.rows import RESULTS, ResultsFile, Row
+from bench.waterfall.rows import Row
 from bench.waterfall.subjects import draw_held_out, load_subject
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.device import choose_device
 from splitsam.common.errors import CheckpointError
 from splitsam.common.settings import SettingsProblem
-
-UNPUBLISHED = ("--commit", "--results", "--limit-seconds", "--held-out", "--trace", "--profile-top")
 
 
 def describe_row(row: Row) -> str:
@@ -49,32 +43,6 @@ def describe_row(row: Row) -> str:
         f"{show(row.peak_mib, '.0f')} MiB  ready in {row.compile_s:.1f} s  error {row.embedding_error:.1e}  "
         f"masks {show(row.mask_miou, '.4f')}, {show(row.index_flips, 'd')} flips"
     )
-
-
-def describe_machine(device: torch.device, commit: str, arguments: Sequence[str]) -> dict[str, str]:
-    """The columns that are the same in all rows of a run."""
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = ""
-    cuda = device.type == "cuda"
-    return {
-        "gpu": torch.cuda.get_device_name(device) if cuda else f"cpu-{torch.get_num_threads()}-cores",
-        "torch": torch.__version__,
-        "triton": triton if cuda else "",
-        "commit": commit or read_commit(),
-        "command": shlex.join(["python", "-m", "bench.waterfall", *_published(arguments)]),
-    }
-
-
-def _published(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments without those that decide no figure."""
-    words = iter(arguments)
-    for word in words:
-        if word in UNPUBLISHED:
-            next(words, None)
-        elif word.partition("=")[0] not in UNPUBLISHED:
-            yield word
 
 
 def _positive(text: str) -> int:
@@ -132,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
     except (SettingsProblem, CheckpointError) as problem:
         sys.exit(f"error: {problem}")
     start = time.monotonic()
-    machine = describe_machine(device, parsed.commit, arguments)
+    machine = describe_machine("bench.waterfall", device, parsed.commit, arguments)
     print(", ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
     options = Options(
         scope=parsed.scope,
@@ -147,12 +115,12 @@ def main(arguments: Sequence[str]) -> None:
         profile_top=parsed.profile_top,
     )
     held = draw_held_out(parsed.scenes, parsed.held_out) if subject.trained and parsed.scenes > 0 else None
-    path = results_path(parsed.results, machine["gpu"])
-    measure(Waterfall(subject, sources, held, options, machine), ResultsFile(path), options.batches)
+    path = results_path(parsed.results, "waterfall", machine["gpu"])
+    measure(Waterfall(subject, sources, held, options, machine), ResultsFile(path, Row), options.batches)
     print(f"{path} after {time.monotonic() - start:.0f} s", flush=True)
 
 
-def measure(waterfall: Waterfall, results: ResultsFile, batches: Sequence[int]) -> list[Row]:
+def measure(waterfall: Waterfall, results: ResultsFile[Row], batches: Sequence[int]) -> list[Row]:
     """Prints and keeps each row as it comes. The one of segment-anything is kept only among those of its batch."""
     rows = []
     for row in waterfall.run():
@@ -161,10 +129,6 @@ def measure(waterfall: Waterfall, results: ResultsFile, batches: Sequence[int]) 
         if row.batch in batches:
             results.add(row)
     return rows
-
-
-def results_path(folder: Path, gpu: str) -> Path:
-    return row_file.results_path(folder, "waterfall", gpu)
 
 
 if __name__ == "__main__":

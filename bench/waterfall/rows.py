@@ -1,12 +1,8 @@
 """The rows of the waterfall: one rung of one model at one batch, and the CSV that keeps them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench import row_file
-from bench.row_file import RESULTS, columns_of
-
-__all__ = ["RESULTS"]
+from bench.row_file import columns_of
 
 BASELINE = "segment-anything"
 Key = tuple[str, str, str, int, str]
@@ -58,26 +54,3 @@ class Row:
 
 
 COLUMNS = columns_of(Row)
-
-
-class ResultsFile:
-    """The CSV of one GPU, rewritten with every row that is added.
-
-    The first row of a key drops what earlier runs have left under that key: ratios compare within one run only.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._begun: set[Key] = set()
-
-    def add(self, row: Row) -> None:
-        kept = read_rows(self._path) if self._path.exists() else []
-        if row.key not in self._begun:
-            kept = [other for other in kept if other.key != row.key]
-            self._begun.add(row.key)
-        row_file.write_rows(self._path, Row, sorted([*kept, row], key=lambda row: row.key))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Raises ValueError when the file has other columns."""
-    return row_file.read_rows(Row, path)

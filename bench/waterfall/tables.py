@@ -10,27 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.documents import DOCUMENTS, write_files
-from bench.documents import write_sections as write_sections_of
-from bench.row_file import select_rows as select
+from bench.documents import write_files, write_sections
+from bench.row_file import read_rows, select_rows
 from bench.waterfall.chart import draw_chart
-from bench.waterfall.rows import BASELINE, Row, read_rows
+from bench.waterfall.rows import BASELINE, Row
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.checkpoints import DEMONSTRATION_MODEL
 
-__all__ = ["DOCUMENTS"]
-
 SCOPES = {"encoder": "image encoder alone", "end_to_end": "image encoder and mask decoder"}
 SLOWER = 0.99  # of the row before; within a percent is neither faster nor slower
-
-
-def write_sections(document: str, rows: Sequence[Row]) -> str:
-    """The document with new tables between its markers."""
-    return write_sections_of(document, "waterfall", lambda filters: build_tables(select_rows(rows, filters)))
-
-
-def select_rows(rows: Sequence[Row], filters: str) -> list[Row]:
-    return select(Row, rows, filters)
 
 
 def build_tables(rows: Sequence[Row]) -> str:
@@ -95,7 +83,7 @@ def build_charts(results: Path) -> dict[Path, str]:
     """The SVG of each CSV and scope: one panel a model, its weights left to one kind, which decides no time."""
     charts = {}
     for path in sorted(results.glob("waterfall-*.csv")):
-        rows = read_rows(path)
+        rows = read_rows(Row, path)
         for scope, title in SCOPES.items():
             panels: dict[str, list[Row]] = {}
             for group in group_rows([row for row in rows if row.scope == scope]):
@@ -109,8 +97,12 @@ def build_charts(results: Path) -> dict[Path, str]:
 
 def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
     """What every document and chart should say."""
-    rows = [row for path in sorted(results.glob("waterfall-*.csv")) for row in read_rows(path)]
-    return {path: write_sections(path.read_text(), rows) for path in documents} | build_charts(results)
+    rows = [row for path in sorted(results.glob("waterfall-*.csv")) for row in read_rows(Row, path)]
+
+    def build(filters: str) -> str:
+        return build_tables(select_rows(Row, rows, filters))
+
+    return {path: write_sections(path.read_text(), "waterfall", build) for path in documents} | build_charts(results)
 
 
 def main(arguments: Sequence[str]) -> None:

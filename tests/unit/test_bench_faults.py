@@ -8,8 +8,9 @@ from bench.faults.__main__ import FAULTS, NAMES
 from bench.faults.load import NAMES as PHOTOGRAPHS
 from bench.faults.load import PHOTOGRAPHS as FOLDER
 from bench.faults.load import KnownImage
-from bench.faults.rows import Row, add_row, read_rows
+from bench.faults.rows import Row
 from bench.faults.tables import build_table
+from bench.row_file import ResultsFile, read_rows
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 
 GOOD = Row(
@@ -36,19 +37,19 @@ def test_names_are_unique():
     assert len(set(NAMES)) == len(FAULTS)
 
 
-def test_rows_are_kept_in_order_and_replaced(tmp_path):
+def test_rows_are_kept_and_replaced(tmp_path):
     path = tmp_path / "faults-x.csv"
     later = dataclasses.replace(GOOD, fault="decoder-killed", least_iou=None)
     for row in (later, GOOD, dataclasses.replace(later, calls=7)):
-        add_row(path, row, NAMES)
-    assert read_rows(path) == [GOOD, dataclasses.replace(later, calls=7)]
+        ResultsFile(path, Row).add(row)
+    assert read_rows(Row, path) == [dataclasses.replace(later, calls=7), GOOD]
 
 
 def test_other_columns_are_refused(tmp_path):
     path = tmp_path / "faults-x.csv"
     path.write_text("fault,calls\n")
-    with pytest.raises(ValueError, match="other columns"):
-        read_rows(path)
+    with pytest.raises(ValueError, match="has not the columns"):
+        read_rows(Row, path)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from bench.documents import DOCUMENTS, write_sections
+from bench.machine import describe_machine
 from bench.pruning import Sources
-from bench.waterfall.__main__ import describe_machine, measure, parse_arguments, results_path
+from bench.row_file import RESULTS, ResultsFile, read_rows, results_path, select_rows
+from bench.waterfall.__main__ import measure, parse_arguments
 from bench.waterfall.masks import measure_iou
 from bench.waterfall.measure import Options, Waterfall
 from bench.waterfall.pipelines import LADDERS, LoopDecoder, NestedDecoder
-from bench.waterfall.rows import BASELINE, COLUMNS, RESULTS, ResultsFile, Row, read_rows
+from bench.waterfall.rows import BASELINE, COLUMNS, Row
 from bench.waterfall.subjects import (
     HeldOut,
     Subject,
@@ -24,7 +27,7 @@ from bench.waterfall.subjects import (
     inject_outliers,
     relative_error,
 )
-from bench.waterfall.tables import DOCUMENTS, build_tables, collect_files, main, select_rows, write_sections
+from bench.waterfall.tables import build_tables, collect_files, main
 from splitsam.common.architectures import Architecture
 from training.evaluate import Example
 
@@ -90,7 +93,7 @@ def encoder_rows(tiny, held, tmp_path_factory):
     waterfall = Waterfall(
         Subject("tiny", "trained", tiny), Sources(tiny, (), CPU), held, options(batches=(1, 2)), MACHINE
     )
-    return measure(waterfall, ResultsFile(path), (1, 2)), path
+    return measure(waterfall, ResultsFile(path, Row), (1, 2)), path
 
 
 def test_a_run_gives_one_row_for_each_rung_and_batch(encoder_rows):
@@ -110,7 +113,7 @@ def test_a_run_gives_one_row_for_each_rung_and_batch(encoder_rows):
             "mask_miou,index_flips,gpu,torch,triton,commit,command"
         )
     )
-    assert [(row.batch, row.rung) for row in read_rows(path)] == [(row.batch, row.rung) for row in rows]
+    assert [(row.batch, row.rung) for row in read_rows(Row, path)] == [(row.batch, row.rung) for row in rows]
 
 
 def test_ratios_are_those_of_throughput(encoder_rows):
@@ -264,7 +267,7 @@ def test_empty_masks_agree():
 
 def test_results_replace_only_what_the_run_measures_again(tmp_path):
     path = tmp_path / "waterfall-x.csv"
-    earlier = ResultsFile(path)
+    earlier = ResultsFile(path, Row)
     others = [
         a_row(batch=4),
         a_row(model="vit_h"),
@@ -274,11 +277,11 @@ def test_results_replace_only_what_the_run_measures_again(tmp_path):
     ]
     for row in (a_row(), a_row(rung="bf16"), *others):
         earlier.add(row)
-    assert len(read_rows(path)) == 7
-    later = ResultsFile(path)
+    assert len(read_rows(Row, path)) == 7
+    later = ResultsFile(path, Row)
     later.add(a_row(img_s=2.0, mask_miou=0.5, index_flips=0))
     later.add(a_row(rung="sdpa"))
-    rows = read_rows(path)
+    rows = read_rows(Row, path)
     assert sorted(rows, key=str) == sorted(
         [a_row(img_s=2.0, mask_miou=0.5, index_flips=0), a_row(rung="sdpa"), *others], key=str
     )
@@ -289,7 +292,7 @@ def test_a_csv_with_other_columns_is_refused(tmp_path):
     path = tmp_path / "waterfall-x.csv"
     path.write_text("scope,model\nencoder,vit_b\n")
     with pytest.raises(ValueError, match="has not the columns scope, model"):
-        ResultsFile(path).add(a_row())
+        ResultsFile(path, Row).add(a_row())
 
 
 @pytest.mark.parametrize(
@@ -317,38 +320,42 @@ def test_rungs_are_put_in_the_order_of_the_ladder():
 
 def test_the_published_command_has_no_paths_of_this_machine():
     arguments = ["--model", "vit_t", "--commit", "abc", "--results=/tmp/x", "--held-out", "h.npz", "--batches", "1"]
-    machine = describe_machine(CPU, "abc", arguments)
+    machine = describe_machine("bench.waterfall", CPU, "abc", arguments)
     assert machine["command"] == "python -m bench.waterfall --model vit_t --batches 1"
     assert machine["commit"] == "abc"
     assert machine["gpu"] == f"cpu-{torch.get_num_threads()}-cores"
 
 
 def test_results_are_named_after_the_gpu(tmp_path):
-    assert results_path(tmp_path, "NVIDIA H100 80GB HBM3").name == "waterfall-nvidia-h100-80gb-hbm3.csv"
+    assert results_path(tmp_path, "waterfall", "NVIDIA H100 80GB HBM3").name == "waterfall-nvidia-h100-80gb-hbm3.csv"
 
 
 def test_sections_show_the_rows_they_ask_for_and_mark_the_losers():
     rows = [a_row(rung="int8", x_prev=0.8, peak_mib=10.0), a_row(model="vit_h"), a_row(batch=4)]
     document = "a\n<!-- waterfall: model=vit_b batch=1 -->\nold\n<!-- end of waterfall -->\nb\n"
-    written = write_sections(document, rows)
+
+    def build(filters):
+        return build_tables(select_rows(Row, rows, filters))
+
+    written = write_sections(document, "waterfall", build)
     assert "old" not in written
     assert "| 1 | int8 | 1 / 1 | 1 | **0.80** | 1.00 | 10 | 1.0 | 1.0e+00 |" in written
     assert "random weights (errors unverified on Meta's weights), cpu-2-cores, torch 2" in written
     assert "vit_h" not in written
     assert "| 4 |" not in written
-    assert write_sections(written, rows) == written
+    assert write_sections(written, "waterfall", build) == written
 
 
 def test_sections_without_rows_say_so():
-    assert build_tables(select_rows([a_row()], "model=vit_l")) == "Not measured yet.\n"
+    assert build_tables(select_rows(Row, [a_row()], "model=vit_l")) == "Not measured yet.\n"
     with pytest.raises(ValueError, match="'colour=red' is not column=value"):
-        select_rows([], "colour=red")
+        select_rows(Row, [], "colour=red")
 
 
 def test_tables_command_writes_documents_and_charts_that_are_current_afterwards(tmp_path, capsys):
     document = tmp_path / "doc.md"
     document.write_text("<!-- waterfall: scope=encoder -->\n<!-- end of waterfall -->\n")
-    results = ResultsFile(tmp_path / "waterfall-x.csv")
+    results = ResultsFile(tmp_path / "waterfall-x.csv", Row)
     for row in (a_row(rung="a<b", img_s=10.0), a_row(batch=4), a_row(model="vit_h")):
         results.add(row)
     arguments = [str(document), "--results", str(tmp_path)]

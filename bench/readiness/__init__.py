@@ -1,0 +1,1 @@
+"""How long the encoder service takes to be ready: see `__main__.py`."""

@@ -1,0 +1,62 @@
+"""Writes the readiness rows into the tables of the documents.
+
+    python -m bench.readiness.tables             # README.md and bench/README.md
+    python -m bench.readiness.tables --check     # changes nothing; fails when something would change
+
+`bench.documents` says how a document asks for them.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.documents import write_files, write_sections
+from bench.readiness.rows import Row
+from bench.row_file import read_rows, select_rows
+
+_COLUMNS = ("model", "precision", "graphs for batches", "ready s, cold", "ready s, warm", "encodes ms, first / next")
+
+
+def build_tables(rows: Sequence[Row]) -> str:
+    """In Markdown, one table for each GPU; a line is a cold start and the warm one after it."""
+    gpus = sorted({(row.gpu, row.torch, row.triton) for row in rows})
+    return "\n".join(_table([row for row in rows if row.gpu == gpu]) for gpu, *_ in gpus) or "Not measured yet.\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    triton = f", triton {first.triton}" if first.triton else ""
+    lines = [
+        f"**{first.gpu}**, torch {first.torch}{triton}",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
+    ]
+    starts: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        starts.setdefault((row.model, row.precision, row.batch_sizes), {})[row.cache] = row
+    for (model, precision, sizes), states in starts.items():
+        ready = [f"{states[state].ready_s:.1f}" if state in states else "" for state in ("cold", "warm")]
+        last = list(states.values())[-1]
+        cells = [model, precision, sizes, *ready, f"{last.first_encode_ms:.0f} / {last.second_encode_ms:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    runs = sorted({(row.command, row.commit) for row in rows})
+    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+
+
+def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
+    """What every document should say."""
+    rows = [row for path in sorted(results.glob("readiness-*.csv")) for row in read_rows(Row, path)]
+
+    def build(filters: str) -> str:
+        return build_tables(select_rows(Row, rows, filters))
+
+    return {path: write_sections(path.read_text(), "readiness", build) for path in documents}
+
+
+def main(arguments: Sequence[str]) -> None:
+    write_files("bench.readiness.tables", __doc__ or "", collect_files, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
