@@ -105,10 +105,13 @@ class _Announcement(logging.Handler):
 class Running:
     """A server in this process, to be called over its socket and stopped by a signal."""
 
-    def __init__(self, task: "asyncio.Task[None]", address: str):
+    def __init__(self, task: "asyncio.Task[None]", address: str, credentials: grpc.ChannelCredentials | None = None):
         self.task = task
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address)
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(address)
+        else:
+            self.channel = grpc.aio.secure_channel(address, credentials)
         self.stub = encoder_pb2_grpc.EncoderServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -158,12 +161,14 @@ async def start_server(probe: Probe, metrics: Metrics, *arguments: str) -> tuple
 
 
 @contextlib.asynccontextmanager
-async def running(probe: Probe, metrics: Metrics, *arguments: str) -> AsyncIterator[Running]:
+async def running(
+    probe: Probe, metrics: Metrics, *arguments: str, credentials: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[Running]:
     """A server that is ready unless the probe still loads; stopped and its task awaited at the end."""
     task, address = await start_server(probe, metrics, *arguments)
     if not address:
         await task
-    server = Running(task, address)
+    server = Running(task, address, credentials)
     try:
         if probe.loaded.is_set() and probe.load_failure is None:
             await server.until_health_is("SERVING")
