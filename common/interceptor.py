@@ -20,6 +20,7 @@ from splitsam.common.auth import Authenticator
 from splitsam.common.calls import Call, current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
+from splitsam.common.uploads import UploadBudget
 
 log = logging.getLogger("splitsam.rpc")
 
@@ -35,11 +36,15 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets health checks through, and wraps everything of splitsam.v1.
 
     Args:
+        uploads: room for requests in memory; a call is read when there is some.
         is_ready: False while the model loads or the process drains; calls are then answered UNAVAILABLE.
     """
 
-    def __init__(self, authenticator: Authenticator, metrics: Metrics, is_ready: Callable[[], bool]):
+    def __init__(
+        self, authenticator: Authenticator, uploads: UploadBudget, metrics: Metrics, is_ready: Callable[[], bool]
+    ):
         self._authenticator = authenticator
+        self._uploads = uploads
         self._metrics = metrics
         self._is_ready = is_ready
         self._running = 0
@@ -94,33 +99,40 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         parse = functools.partial(_parsed, handler.request_deserializer)
         codecs = {"response_serializer": handler.response_serializer}
 
-        async def unary(request: bytes, context: grpc.aio.ServicerContext) -> Any:
-            async with _Observed(self, call, context):
-                return await handler.unary_unary(parse(request), context)
+        uploads = self._uploads
 
-        async def unary_stream(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        # The request of a unary call is read as a stream of one: gRPC would have it in memory before asking anybody.
+        async def unary(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
+            async with _Observed(self, call, context), uploads.one(requests, parse) as request:
+                return await handler.unary_unary(request, context)
+
+        async def unary_stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             async with (
                 _Observed(self, call, context),
-                contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies,
+                uploads.one(requests, parse) as request,
+                contextlib.aclosing(handler.unary_stream(request, context)) as replies,
             ):
                 async for reply in replies:
                     yield reply
 
         async def stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            replies = handler.stream_stream(self._until_draining(requests, parse), context)
-            async with _Observed(self, call, context), contextlib.aclosing(replies):
-                async for reply in replies:
-                    yield reply
+            held: list[int] = []
+            replies = handler.stream_stream(uploads.many(self._until_draining(requests), parse, held), context)
+            try:
+                async with _Observed(self, call, context), contextlib.aclosing(replies):
+                    async for reply in replies:
+                        uploads.answered(held)
+                        yield reply
+            finally:
+                uploads.let_go(held)
 
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(unary, **codecs)
+            return grpc.stream_unary_rpc_method_handler(unary, **codecs)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(unary_stream, **codecs)
+            return grpc.stream_stream_rpc_method_handler(unary_stream, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
-    async def _until_draining(
-        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]
-    ) -> AsyncIterator[Any]:
+    async def _until_draining(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """A stream's requests; they end when the process drains, so that an idle stream does not hold it up."""
         draining = asyncio.ensure_future(self._draining.wait())
         upcoming: asyncio.Future[bytes | None] | None = None
@@ -128,9 +140,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             while True:
                 upcoming = asyncio.ensure_future(_next(requests))
                 await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if not upcoming.done() or (request := upcoming.result()) is None:
+                if not upcoming.done() or upcoming.result() is None:
                     return
-                yield parse(request)
+                yield upcoming.result()  # kept in no variable: it would lie in memory until the next one comes
         finally:
             draining.cancel()
             if upcoming is not None:

@@ -25,6 +25,8 @@ def channel_options(settings: ServiceSettings) -> Sequence[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_reply_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # It refuses calls of callers that keep to the limit while others of theirs are ending (seen in grpc 1.85.1).
+        ("grpc.http.overload_protection", 0),
         *_connection_options(settings),
     ]
     if settings.max_connection_age_ms:
@@ -37,7 +39,7 @@ def _connection_options(settings: ServiceSettings) -> Sequence[tuple[str, int]]:
     return [
         ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ms),
         # Strict clients ping idle connections; without the second they are sent away for "too many pings".
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", settings.min_ping_interval_ms),
+        ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         # Callers that vanished without a word give their streams back.
         ("grpc.keepalive_time_ms", settings.keepalive_ms),

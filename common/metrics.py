@@ -46,6 +46,9 @@ class Metrics:
             "splitsam_resident_bytes", "Bytes of records kept in memory", ["kind"], registry=self.registry
         )
 
+        self.upload_bytes = Gauge(
+            "splitsam_upload_bytes", "Bytes of requests being read or in work", registry=self.registry
+        )
         self.certificate_reloads = Counter(
             "splitsam_certificate_reloads",
             "Changed certificates by what became of them: taken, or refused",

@@ -18,6 +18,7 @@ from splitsam.common.listeners import channel_options, listening
 from splitsam.common.logs import configure_logs
 from splitsam.common.metrics import Metrics
 from splitsam.common.settings import ServiceSettings
+from splitsam.common.uploads import UploadBudget
 
 log = logging.getLogger("splitsam.server")
 
@@ -46,7 +47,9 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
-    interceptor = ServiceInterceptor(Authenticator.from_file(settings.tokens_file), metrics, ready.is_set)
+    interceptor = ServiceInterceptor(
+        Authenticator.from_file(settings.tokens_file), UploadBudget(settings, metrics), metrics, ready.is_set
+    )
     server = grpc.aio.server(interceptors=[interceptor], options=channel_options(settings))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -66,6 +66,11 @@ class ServiceSettings(BaseSettings):
     max_queue: int = Field(256, ge=1, le=100_000, description="Entries that may wait for a batch")
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")
+    max_upload_bytes: int = Field(
+        512 * 2**20, ge=1, le=2**40, description="Bytes of requests being read or in work; memory holds each twice"
+    )
+    upload_wait_ms: int = Field(1000, ge=0, le=600_000, description="Longest wait for room among them")
+    upload_timeout_ms: int = Field(60_000, ge=10, le=3_600_000, description="Longest wait for the bytes of a request")
     max_images_per_request: int = Field(32, ge=1, le=1024, description="Images in one PredictMasks")
     max_prompts_per_request: int = Field(1024, ge=1, le=65_536, description="Prompts in one PredictMasks")
     max_points_per_prompt: int = Field(64, ge=1, le=1024, description="Points of one prompt")
@@ -94,6 +99,12 @@ class ServiceSettings(BaseSettings):
             raise ValueError("tls_cert_file and tls_key_file need each other")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("tls_client_ca_file needs tls_cert_file: without TLS nobody shows a certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _one_request_has_room(self) -> Self:
+        if self.max_upload_bytes < self.max_message_bytes:
+            raise ValueError("max_upload_bytes is less than one request: max_image_bytes and 64 KiB around it")
         return self
 
     @property

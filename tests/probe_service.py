@@ -23,7 +23,8 @@ SERVICE = "splitsam.v1.EncoderService"
 
 
 class Probe(encoder_pb2_grpc.EncoderServiceServicer):
-    """Fails as `failures` says for the request's text; `wait` waits to be let go; `flood` sends without end."""
+    """Fails as `failures` says for the request's text, space around it aside; `wait` waits to be let go; `flood` sends
+    without end."""
 
     full_name = SERVICE
 
@@ -54,7 +55,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
         self.closed_after_calls.append(self.finished.is_set() or not self.started.is_set())
 
     async def EncodeImage(self, request, context):  # noqa: N802 - gRPC's name
-        await self._do(request.image.decode())
+        await self._do(request.image.decode().strip())
         return pb.EncodeImageResponse(cache_hit=True)
 
     async def DownloadEmbedding(self, request, context):  # noqa: N802 - gRPC's name
@@ -71,7 +72,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def EncodeImages(self, requests, context):  # noqa: N802 - gRPC's name
         async for request in requests:
-            await self._do(request.image.decode())
+            await self._do(request.image.decode().strip())
             yield pb.EncodeImagesResponse(request_id=request.request_id)
 
     async def _do(self, what: str) -> None:
