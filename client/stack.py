@@ -30,6 +30,8 @@ class StackSettings:
     """What to start; a port of 0 takes a free one.
 
     Args:
+        encoder_health_port, decoder_health_port: in plaintext, where the stack itself looks, whatever TLS asks for.
+        tls_cert_file, tls_key_file, tls_client_ca_file: of both services.
         redis_url: an existing Redis instead of the embedded one.
         encoder_args, decoder_args: further arguments of the services.
         run_folder: for logs and the deployment secret; a temporary one, removed after a clean stop, when None.
@@ -42,6 +44,11 @@ class StackSettings:
     redis_port: int = 0
     encoder_metrics_port: int = 50061
     decoder_metrics_port: int = 50062
+    encoder_health_port: int = 0
+    decoder_health_port: int = 0
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
     redis_url: str | None = None
     encoder_args: tuple[str, ...] = ()
     decoder_args: tuple[str, ...] = ()
@@ -71,7 +78,11 @@ class StackSettings:
         return replace(self, **ports)
 
 
-_PORTS = ("encoder_port", "decoder_port", "redis_port", "encoder_metrics_port", "decoder_metrics_port")
+_PORTS = (
+    *("encoder_port", "decoder_port", "redis_port", "encoder_metrics_port", "decoder_metrics_port"),
+    *("encoder_health_port", "decoder_health_port"),
+)
+_TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
 
 class Stack:
@@ -169,8 +180,11 @@ class Stack:
             "--host": LOOPBACK,
             "--port": getattr(self.settings, f"{name}_port"),
             "--metrics-port": getattr(self.settings, f"{name}_metrics_port"),
+            "--health-port": getattr(self.settings, f"{name}_health_port"),
             "--secret-file": self.folder / "secret",
         }
+        tls_files = {"--" + file.replace("_", "-"): getattr(self.settings, file) for file in _TLS_FILES}
+        flags |= {flag: path for flag, path in tls_files.items() if path is not None}
         # The Redis URL carries a password, and arguments are public; the log format is only a default.
         prefix = f"SPLITSAM_{name.upper()}_"
         log_format = os.environ.get(prefix + "LOG_FORMAT", "text")
@@ -185,7 +199,7 @@ class Stack:
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]
-        address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_port')}"
+        address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_health_port')}"
         deadline_s = time.monotonic() + self.settings.start_timeout_s
         while not _is_serving(address, _FULL_NAMES[name]):
             for each in watched:

@@ -45,6 +45,8 @@ def _connection_options(settings: ServiceSettings) -> Sequence[tuple[str, int]]:
         ("grpc.keepalive_time_ms", settings.keepalive_ms),
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.so_reuseport", 0),
+        # gRPC would let fast callers send megabytes of a request that nobody reads yet; this way it is 64 KiB.
+        ("grpc.http2.bdp_probe", 0),
     ]
 
 

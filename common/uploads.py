@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import heapq
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from splitsam.common.errors import InvalidArgument, QueueFull, UploadTooSlow
@@ -32,8 +32,13 @@ class UploadBudget:
         self._gauge = metrics.upload_bytes
 
     @contextlib.asynccontextmanager
-    async def one(self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Message]) -> AsyncIterator[Message]:
+    async def one(
+        self, read: Callable[[], Awaitable[bytes | None]], parse: Callable[[bytes], Message]
+    ) -> AsyncIterator[Message]:
         """The one request of a call, with room for it until the block ends.
+
+        Args:
+            read: gives the next request, None at the end.
 
         Raises:
             QueueFull: there was no room in time.
@@ -43,7 +48,7 @@ class UploadBudget:
         held = self._largest_bytes
         await self._take_in_time(held)
         try:
-            data = await self._read(requests)
+            data = await self._in_time(read)
             self._give(held - len(data))
             held = len(data)
             message = parse(data)
@@ -77,10 +82,10 @@ class UploadBudget:
         self._give(sum(held))
         held.clear()
 
-    async def _read(self, requests: AsyncIterator[bytes]) -> bytes:
+    async def _in_time(self, read: Callable[[], Awaitable[bytes | None]]) -> bytes:
         try:
             async with asyncio.timeout(self._read_s):
-                data = await anext(requests, None)
+                data = await read()
         except TimeoutError as error:
             raise UploadTooSlow(f"the request did not arrive within {self._read_s:g} s") from error
         if data is None:

@@ -191,12 +191,12 @@ async def test_room_is_never_exceeded_nor_lost(metrics, seed):
     async def one_call() -> None:
         nonlocal most, refused
 
-        async def requests():
+        async def read() -> bytes:
             await asyncio.sleep(rng.random() / 100)
-            yield bytes(rng.randrange(IMAGE))
+            return bytes(rng.randrange(IMAGE))
 
         try:
-            async with budget.one(requests(), len):
+            async with budget.one(read, len):
                 most = max(most, used(metrics))
                 await asyncio.sleep(rng.random() / 100)
         except QueueFull:
@@ -209,9 +209,4 @@ async def test_room_is_never_exceeded_nor_lost(metrics, seed):
     assert 0 < most <= limit
     assert refused
     assert used(metrics) == 0
-    async with budget.one(_requests(b"x"), len), budget.one(_requests(b"y"), len):
-        pass  # all of the room is there again
-
-
-async def _requests(data: bytes):
-    yield data
+    await asyncio.wait_for(budget._take(limit), LIMIT_S)  # all of it is there again
