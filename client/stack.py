@@ -166,7 +166,9 @@ class Stack:
         self.settings = self.settings.resolved()
         self._folder = self.settings.run_folder or Path(tempfile.mkdtemp(prefix="splitsam-"))
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write_secret(self._folder / "secret")
+        if not (self._folder / "secret").exists():
+            _write_private(self._folder / "secret", secrets.token_hex(32))
+        _write_private(self._folder / "redis-url", self.redis_url)
         if self.settings.redis_url is None:
             self.children["redis"] = start_redis(self.settings.redis_port, self._password, self._folder)
             wait_until_answering(self.children["redis"], self.redis_url, _REDIS_START_S)
@@ -182,19 +184,17 @@ class Stack:
             "--metrics-port": getattr(self.settings, f"{name}_metrics_port"),
             "--health-port": getattr(self.settings, f"{name}_health_port"),
             "--secret-file": self.folder / "secret",
+            "--redis-url-file": self.folder / "redis-url",
         }
         tls_files = {"--" + file.replace("_", "-"): getattr(self.settings, file) for file in _TLS_FILES}
         flags |= {flag: path for flag, path in tls_files.items() if path is not None}
-        # The Redis URL carries a password, and arguments are public; the log format is only a default.
-        prefix = f"SPLITSAM_{name.upper()}_"
-        log_format = os.environ.get(prefix + "LOG_FORMAT", "text")
-        environment = {prefix + "REDIS_URL": self.redis_url, prefix + "LOG_FORMAT": log_format}
+        log_format = f"SPLITSAM_{name.upper()}_LOG_FORMAT"  # only a default, so no argument
         arguments = [str(word) for pair in flags.items() for word in pair]
         return Child(
             f"{name} service",
             [sys.executable, "-m", f"splitsam.{name}_service", *arguments, *getattr(self.settings, f"{name}_args")],
             self.folder / f"{name}.log",
-            environment,
+            {log_format: os.environ.get(log_format, "text")},
         )
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
@@ -223,11 +223,8 @@ def _is_serving(address: str, service: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _write_secret(path: Path) -> None:
-    """Make a deployment secret that only this user can read; one that exists is kept."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+def _write_private(path: Path, text: str) -> None:
+    """Write a file anew that only this user can read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

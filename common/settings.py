@@ -25,6 +25,14 @@ class SettingsProblem(Exception):
     """A setting is unknown or out of range; the message names it."""
 
 
+def _check_redis_url(url: str) -> None:
+    """Raises ValueError, which does not show the URL."""
+    try:
+        parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:
+        raise ValueError("not a redis://, rediss:// or unix:// URL; a password is percent-encoded") from None
+
+
 class ServiceSettings(BaseSettings):
     """Settings that both services have; a subclass names its environment prefix."""
 
@@ -41,6 +49,7 @@ class ServiceSettings(BaseSettings):
     tls_client_ca_file: Path | None = Field(None, description="Authorities; callers then need a certificate of one")
     tls_reload_ms: int = Field(10_000, ge=10, le=3_600_000, description="How often these files are looked at again")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
+    redis_url_file: Path | None = Field(None, description="File with that URL, which goes before it")
     redis_timeout_ms: int = Field(1000, ge=10, le=60_000, description="Longest Redis round trip, in milliseconds")
     redis_connections: int = Field(8, ge=1, le=256, description="Connections and threads for Redis")
     model: Literal["vit_t", "vit_b", "vit_l", "vit_h"] | None = Field(
@@ -79,10 +88,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_reads_the_url(cls, url: str) -> str:
-        try:
-            parse_url(url)  # type: ignore[no-untyped-call]
-        except ValueError:
-            raise ValueError("not a redis://, rediss:// or unix:// URL; a password is percent-encoded") from None
+        _check_redis_url(url)
         return url
 
     @model_validator(mode="after")
@@ -147,6 +153,23 @@ class ServiceSettings(BaseSettings):
             return KeyRing([path.read_bytes().strip() for path in files] or [_SINGLE_TENANT_SECRET])
         except (OSError, ValueError) as error:
             raise SettingsProblem(f"secret_file: {error}") from error
+
+    def redis_address(self) -> str:
+        """The URL of Redis, password and all.
+
+        Raises:
+            SettingsProblem: its file is missing or holds no such URL.
+        """
+        if self.redis_url_file is None:
+            return self.redis_url
+        try:
+            url = self.redis_url_file.read_text(encoding="utf-8").strip()
+            _check_redis_url(url)
+        except UnicodeDecodeError:  # its text would show what was read
+            raise SettingsProblem("redis_url_file: not a text file") from None
+        except (OSError, ValueError) as error:
+            raise SettingsProblem(f"redis_url_file: {error}") from None
+        return url
 
     def for_log(self) -> dict[str, Any]:
         """All settings in JSON's types, a password in the Redis URL left out."""
