@@ -232,7 +232,8 @@ def _described(service: ServiceInfo) -> str:
 
 
 def _hint(error: Exception) -> str:
-    is_nobody_there = isinstance(error, SplitsamError) and error.reason == "UNAVAILABLE"
+    is_unavailable = isinstance(error, SplitsamError) and error.reason == "UNAVAILABLE"
+    is_nobody_there = is_unavailable and "CERTIFICATE" not in str(error)  # else somebody is, and shows another one
     return " (is `splitsam up` running?)" if is_nobody_there else ""
 
 

@@ -76,6 +76,7 @@ class RedisProcess:
         while not lines or _READY not in lines[-1]:
             lines.append(self._process.stdout.readline())
             if not lines[-1]:
+                self.kill()
                 raise RuntimeError(f"redis-server ended: {b''.join(lines).decode()}")
 
     def kill(self) -> None:

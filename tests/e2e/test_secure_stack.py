@@ -137,7 +137,7 @@ def test_the_command_line_segments(secure, token, files, photo, tmp_path):
     for options in ((), ("--tls",), pair[:2], ("--key", files / "caller.key"), (*pair, "--server-name", "elsewhere")):
         refused = run("segment", "photo.png", "--point", "100,120", *where, *options, folder=tmp_path)
         assert refused.returncode == 1
-        assert len(refused.stderr.splitlines()) == 1
+        assert refused.stderr.splitlines()[-1].startswith("splitsam: ")  # before it, gRPC may say of the handshake
         assert token not in refused.stderr
 
 
@@ -187,7 +187,7 @@ def test_redis_refuses_its_limited_user_everything_else(secure, limited_redis):
         for name in ("GET", "GETEX", "STRLEN", "DEL"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(name, "another:key")
-        commands = ("KEYS *", "SCAN 0", "FLUSHALL", "CONFIG GET *", "ACL LIST", "EVAL return 0", "DEBUG SLEEP 0")
+        commands = ("KEYS *", "SCAN 0", "FLUSHALL", "CONFIG GET *", "ACL LIST", "EVAL return 0", "SELECT 1")
         for command in (*commands, "SUBSCRIBE x", "PUBLISH x y", "RENAME splitsam:a splitsam:b", "INFO", "MONITOR"):
             with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)noperm|permission"):
                 client.execute_command(*command.split())
@@ -217,7 +217,7 @@ def test_no_log_holds_anything_private(secure, limited_redis, made, token, tls):
         image = client.encode(picture)
         mask = client.predict(image, points=[(100, 120)], refinement_tokens=True)[0]
         with pytest.raises(SplitsamError):
-            client.encode(picture[:5000])
+            client.encode(picture[:200])
         with pytest.raises(SplitsamError):
             client.predict("0" * 64, points=[(1, 1)])
     stranger_token = "a-token-that-nobody-knows"
