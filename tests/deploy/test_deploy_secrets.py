@@ -42,11 +42,12 @@ def example() -> dict[str, str]:
 
 def read_by_the_services(secrets: dict[str, str], folder: Path) -> Authenticator:
     """What a service does with its secrets at start."""
-    for name in ("secret", "tokens"):
+    for name in ("secret", "tokens", "url"):
         (folder / name).write_text(secrets[name])
     arguments = ["--secret-file", str(folder / "secret"), "--tokens-file", str(folder / "tokens")]
-    settings = EncoderSettings.load([*arguments, "--redis-url", secrets["url"]])
+    settings = EncoderSettings.load([*arguments, "--redis-url-file", str(folder / "url")])
     settings.key_ring()
+    settings.redis_address()
     return Authenticator.from_file(settings.tokens_file)
 
 

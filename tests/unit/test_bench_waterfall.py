@@ -87,7 +87,9 @@ def a_row(**changes):
 @pytest.fixture(scope="module")
 def encoder_rows(tiny, held, tmp_path_factory):
     path = tmp_path_factory.mktemp("waterfall") / "waterfall-cpu.csv"
-    waterfall = Waterfall(Subject("tiny", "trained", tiny), Sources(tiny, (), CPU), held, options(batches=(1, 2)), MACHINE)
+    waterfall = Waterfall(
+        Subject("tiny", "trained", tiny), Sources(tiny, (), CPU), held, options(batches=(1, 2)), MACHINE
+    )
     return measure(waterfall, ResultsFile(path), (1, 2)), path
 
 
@@ -167,7 +169,9 @@ def test_the_rung_beside_the_ladder_takes_the_place_of_its_neighbour(tiny, monke
 
 
 def test_an_unsupported_rung_says_why_and_random_weights_have_no_mask_figures(tiny, capsys):
-    waterfall = Waterfall(Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(rungs=("fp32", "triton")), MACHINE)
+    waterfall = Waterfall(
+        Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(rungs=("fp32", "triton")), MACHINE
+    )
     rows = list(waterfall.run())
     assert [row.rung for row in rows] == [BASELINE, "fp32"]
     assert {(row.mask_miou, row.index_flips) for row in rows} == {(None, None)}
