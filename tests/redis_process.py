@@ -47,6 +47,7 @@ class RedisProcess:
     Args:
         tls: certificate, key and authority of callers, PEM files: TLS and nothing else is then spoken.
         program: the embedded one unless given.
+        port_words: options among those given whose next word is to be the port.
     """
 
     def __init__(
@@ -56,11 +57,14 @@ class RedisProcess:
         *,
         tls: tuple[Path, Path, Path] | None = None,
         program: str | None = None,
+        port_words: Sequence[str] = (),
     ):
         self._folder = folder
         self._program = program or find_redis_server()
         self.port = free_port()
         self._options = list(options)
+        for word in port_words:
+            self._options[self._options.index(word) + 1] = str(self.port)
         if tls is not None:
             names = ("--tls-cert-file", "--tls-key-file", "--tls-ca-cert-file")
             self._options += ["--port", "0", "--tls-port", str(self.port)]
