@@ -86,6 +86,13 @@ class DeadlineTooShort(ServiceError):
     reason = "DEADLINE_TOO_SHORT"
 
 
+class QuotaExceeded(ServiceError):
+    """The tenant has used up what it may ask for, for now."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUOTA_EXCEEDED"
+
+
 class ReplyTooLarge(ServiceError):
     """The answer would exceed what a stock client accepts: ask for fewer prompts or formats."""
 

@@ -21,6 +21,7 @@ from splitsam.common.auth import Authenticator
 from splitsam.common.calls import Call, current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
+from splitsam.common.quotas import Quotas
 from splitsam.common.uploads import UploadBudget
 
 log = logging.getLogger("splitsam.rpc")
@@ -39,15 +40,24 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Args:
         uploads: room for requests in memory; a call is read when there is some.
         is_ready: False while the model loads or the process drains; calls are then answered UNAVAILABLE.
+        check_room: takes a method's name and the tenant; raises where there is no room for such a call.
     """
 
     def __init__(
-        self, authenticator: Authenticator, uploads: UploadBudget, metrics: Metrics, is_ready: Callable[[], bool]
+        self,
+        authenticator: Authenticator,
+        uploads: UploadBudget,
+        quotas: Quotas,
+        metrics: Metrics,
+        is_ready: Callable[[], bool],
+        check_room: Callable[[str, str], None],
     ):
         self._authenticator = authenticator
         self._uploads = uploads
+        self._quotas = quotas
         self._metrics = metrics
         self._is_ready = is_ready
+        self._check_room = check_room
         self._running = 0
         self._idle = asyncio.Event()
         self._draining = asyncio.Event()
@@ -64,10 +74,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def enter(self) -> None:
         self._running += 1
+        self._metrics.in_progress.inc()
         self._idle.clear()
 
     def leave(self) -> None:
         self._running -= 1
+        self._metrics.in_progress.dec()
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
@@ -83,6 +95,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call = Call(self._authenticator.tenant(metadata), request_id, details.method)
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
+            if is_ours:
+                self._quotas.check(call.tenant)
+                self._check_room(details.method.rpartition("/")[2], call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)
         return self._wrapped(handler, call) if is_ours else handler
@@ -118,7 +133,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def answers_to_many(context: grpc.aio.ServicerContext) -> AsyncGenerator[Any, None]:
             held: list[int] = []
-            requests = uploads.many(self._until_draining(context), parse, held)
+            requests = uploads.many(self._until_draining(context, call.tenant), parse, held)
             try:
                 async with contextlib.aclosing(handler.stream_stream(requests, context)) as replies:
                     async for reply in replies:
@@ -129,20 +144,23 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def unary(_requests: Any, context: grpc.aio.ServicerContext) -> Any:
             async with _Observed(self, call, context):
-                return await answer(context)
+                with self._quotas.admitted(call.tenant):
+                    return await answer(context)
 
         async def stream(_requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             answers = answers_to_one if handler.unary_stream else answers_to_many
-            async with _Observed(self, call, context), contextlib.aclosing(answers(context)) as replies:
-                async for reply in replies:
-                    yield reply
+            async with _Observed(self, call, context):
+                with self._quotas.admitted(call.tenant):
+                    async with contextlib.aclosing(answers(context)) as replies:
+                        async for reply in replies:
+                            yield reply
 
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(unary, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
-    async def _until_draining(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        """A stream's requests; they end when the process drains, so that an idle stream does not hold it up."""
+    async def _until_draining(self, context: grpc.aio.ServicerContext, tenant: str) -> AsyncIterator[bytes]:
+        """A stream's requests, as fast as the tenant may send them; they end when the process drains."""
         draining = asyncio.ensure_future(self._draining.wait())
         upcoming: asyncio.Future[bytes | None] | None = None
         try:
@@ -151,6 +169,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
                 if not upcoming.done() or (request := upcoming.result()) is None:
                     return
+                await self._quotas.pace(tenant)
                 yield request
                 del request  # it would lie in memory until the next one comes
         finally:
@@ -199,6 +218,8 @@ class _Observed:
         elapsed_s = time.perf_counter() - self._start_s
         method = self._call.method.rpartition("/")[2]
         failure = _as_service_error(error)
+        if failure is not None and failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._interceptor._metrics.refusals.labels(method, failure.reason).inc()
         code = "CANCELLED" if _is_cancelled(error) else failure.code.name if failure else "OK"
         self._interceptor._metrics.requests.labels(method, code).inc()
         self._interceptor._metrics.request_seconds.labels(method).observe(elapsed_s)

@@ -14,6 +14,15 @@ class Metrics:
         self.requests = Counter(
             "splitsam_requests", "Finished RPCs by method and gRPC code", ["method", "code"], registry=self.registry
         )
+        self.in_progress = Gauge(
+            "splitsam_requests_in_progress", "RPCs that have begun and not ended", registry=self.registry
+        )
+        self.refusals = Counter(
+            "splitsam_refusals",
+            "RPCs refused for want of room, time or quota, by method and reason",
+            ["method", "reason"],
+            registry=self.registry,
+        )
         self.request_seconds = self._seconds("splitsam_request_seconds", "RPC time in the server", ["method"])
         self.queue_seconds = self._seconds("splitsam_queue_seconds", "Wait for a place in a batch", ["batcher"])
         self.model_seconds = self._seconds("splitsam_model_seconds", "Model time of a batch", ["batcher"])

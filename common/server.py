@@ -17,6 +17,7 @@ from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.listeners import channel_options, listening
 from splitsam.common.logs import configure_logs
 from splitsam.common.metrics import Metrics
+from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ServiceSettings
 from splitsam.common.uploads import UploadBudget
 
@@ -34,6 +35,9 @@ class Service(Protocol):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer's handlers."""
 
+    def check_room(self, method: str, tenant: str) -> None:
+        """Raise QueueFull where a call of a tenant would only be refused after it has been read."""
+
     async def open(self) -> None:
         """Load and warm up; the service is ready when this returns."""
 
@@ -48,7 +52,12 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
     interceptor = ServiceInterceptor(
-        Authenticator.from_file(settings.tokens_file), UploadBudget(settings, metrics), metrics, ready.is_set
+        Authenticator.from_file(settings.tokens_file),
+        UploadBudget(settings, metrics),
+        Quotas.from_settings(settings),
+        metrics,
+        ready.is_set,
+        service.check_room,
     )
     server = grpc.aio.server(interceptors=[interceptor], options=channel_options(settings))
     checks = health.aio.HealthServicer()

@@ -1,7 +1,7 @@
 """What a deployment may set: defaults < environment < command line, checked once at start, then frozen."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis.connection import parse_url
 
+from splitsam.common.fair_queue import Lane
 from splitsam.common.keys import KeyRing
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -62,6 +63,12 @@ class ServiceSettings(BaseSettings):
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
     previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
     tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
+    tenant_requests_per_s: float = Field(0, ge=0, le=10**6, description="Requests of one tenant a second; 0: no limit")
+    tenant_requests_in_flight: int = Field(0, ge=0, description="Requests of one tenant at once; 0: no limit")
+    quotas_file: Path | None = Field(
+        None, description="File with lines 'tenant requests_per_s requests_in_flight', instead of those two"
+    )
+    max_requests_in_flight: int = Field(4096, ge=1, description="Calls and streams in progress, of all tenants")
     reflection: bool = Field(False, description="Serve gRPC reflection")
     log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
@@ -73,6 +80,8 @@ class ServiceSettings(BaseSettings):
     min_ping_interval_ms: int = Field(10_000, ge=0, le=10**7, description="Callers that ping more often are cut off")
     handshake_timeout_ms: int = Field(20_000, ge=100, le=600_000, description="Longest wait for a handshake")
     max_queue: int = Field(256, ge=1, le=100_000, description="Entries that may wait for a batch")
+    max_queue_ms: int = Field(30_000, ge=10, le=600_000, description="Longest wait of a click or an image for a batch")
+    max_bulk_queue_ms: int = Field(60_000, ge=10, le=600_000, description="The same for bulk work")
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")
     max_upload_bytes: int = Field(
@@ -141,6 +150,11 @@ class ServiceSettings(BaseSettings):
             raise SettingsProblem(f"{name}: {first['msg']}{given}") from None
         except SettingsError as error:
             raise SettingsProblem(str(error)) from error
+
+    @property
+    def lane_queue_ms(self) -> Mapping[Lane, float]:
+        """The longest wait for a batch in each lane."""
+        return {Lane.CLICK: self.max_queue_ms, Lane.BULK: self.max_bulk_queue_ms}
 
     def key_ring(self) -> KeyRing:
         """The secrets behind keys.

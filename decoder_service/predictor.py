@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,9 @@ class Predictor:
             ReplyTooLarge: the masks would not fit into one reply.
         """
         start_s = time.perf_counter()
+        prompts = sum(len(image.prompts) for image in request.images)
+        lane = Lane.CLICK if prompts <= _CLICK_PROMPTS else Lane.BULK
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, weight=prompts)
         keys = [bytes.fromhex(image.embedding_key) for image in request.images]
         embeddings = await gather_or_cancel(self._embeddings.get(tenant, key) for key in keys)
         for index, (image, embedding) in enumerate(zip(request.images, embeddings, strict=True)):
@@ -86,9 +90,8 @@ class Predictor:
             self._resolve(tenant, key, image) for key, image in zip(keys, request.images, strict=True)
         )
         fetch_ms = (time.perf_counter() - start_s) * 1000
-        lane = Lane.CLICK if sum(len(image.prompts) for image in request.images) <= _CLICK_PROMPTS else Lane.BULK
         served = await gather_or_cancel(
-            self._decode(embedding, prompts, request.output, lane, deadline_s)
+            self._decode(tenant, embedding, prompts, request.output, lane, deadline_s)
             for embedding, prompts in zip(embeddings, resolved, strict=True)
         )
         start_s = time.perf_counter()
@@ -114,24 +117,34 @@ class Predictor:
         return await gather_or_cancel(resolve(prompt) for prompt in image.prompts)
 
     async def _decode(
-        self, embedding: Embedding, prompts: Sequence[Prompt], output: OutputOptions, lane: Lane, deadline_s: float
+        self,
+        tenant: str,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        output: OutputOptions,
+        lane: Lane,
+        deadline_s: float,
     ) -> Served[list[PromptLogits]]:
-        """One image's prompts through the batcher, a job at a time."""
-        answers: list[PromptLogits] = []
-        queue_ms = model_ms = 0.0
-        for start in range(0, len(prompts), self._batch_prompts):
-            job = ImageJob(
+        """One image's prompts through the batcher: a click's together, more of them a job at a time."""
+        jobs = [
+            ImageJob(
                 embedding=embedding.values,
                 original_size=_rows_columns(embedding.header.image_size),
                 input_size=_rows_columns(embedding.header.input_size),
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
             )
-            served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane)
-            answers += served.value
-            queue_ms += served.queue_ms
-            model_ms += served.model_ms
-        return Served(answers, queue_ms, model_ms)
+            for start in range(0, len(prompts), self._batch_prompts)
+        ]
+        submit = functools.partial(self._batcher.submit, deadline_s=deadline_s, lane=lane, tenant=tenant)
+        if lane is Lane.CLICK:
+            served = await gather_or_cancel(submit(job, begun=number > 0) for number, job in enumerate(jobs))
+            queue_ms = served[0].queue_ms  # the others follow it
+        else:
+            served = [await submit(job, begun=number > 0) for number, job in enumerate(jobs)]
+            queue_ms = sum(item.queue_ms for item in served)
+        answers = [answer for item in served for answer in item.value]
+        return Served(answers, queue_ms, sum(item.model_ms for item in served))
 
     async def _write(
         self,

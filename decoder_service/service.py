@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX
-from splitsam.common.batcher import Batcher
+from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
 from splitsam.common.device import choose_device, describe_device
@@ -52,6 +52,10 @@ class DecoderService:
     def register(self, server: grpc.aio.Server) -> None:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
 
+    def check_room(self, method: str, tenant: str) -> None:
+        if self._batcher is not None and method == "PredictMasks":
+            self._batcher.check_room(lane=Lane.CLICK, tenant=tenant)  # without room for a click there is none at all
+
     async def open(self) -> None:
         settings = self._settings
         model, info = await asyncio.to_thread(self._load)
@@ -61,6 +65,7 @@ class DecoderService:
             max_weight=self._batch_prompts,
             max_wait_ms=settings.max_wait_ms,
             max_queue=settings.max_queue,
+            max_queue_ms=settings.lane_queue_ms,
             metrics=self._metrics,
             weigh=lambda job: len(job.prompts),
         )
@@ -95,7 +100,6 @@ class DecoderService:
             embeddings,
             refinements,
             piece_points=self._forward_prompts,
-            piece_timeout_s=settings.predict_timeout_ms / 1000,
             threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
         )

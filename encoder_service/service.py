@@ -6,7 +6,7 @@ import logging
 import grpc
 import torch
 
-from splitsam.common.batcher import Batcher
+from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
 from splitsam.common.device import choose_device, describe_device
@@ -49,6 +49,10 @@ class EncoderService:
     def register(self, server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
 
+    def check_room(self, method: str, tenant: str) -> None:
+        if self._pipeline is not None and method == "EncodeImage":
+            self._pipeline.check_room(tenant, Lane.CLICK)
+
     async def open(self) -> None:
         model, info = await asyncio.to_thread(self._load)
         on_gpu = self._device.type == "cuda"
@@ -58,6 +62,7 @@ class EncoderService:
             max_weight=max(self._settings.batch_sizes) if on_gpu else 1,
             max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
             max_queue=self._settings.max_queue,
+            max_queue_ms=self._settings.lane_queue_ms,
             metrics=self._metrics,
         )
         self._batcher.start()

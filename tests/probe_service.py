@@ -38,10 +38,15 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
         self.loaded.set()
         self.load_failure: Exception | None = None
         self.load_ended = False
+        self.room_failure: Exception | None = None
         self.closed_after_calls: list[bool] = []
 
     def register(self, server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self, server)
+
+    def check_room(self, method: str, tenant: str) -> None:
+        if self.room_failure is not None:
+            raise self.room_failure
 
     async def open(self) -> None:
         try:

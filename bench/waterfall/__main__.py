@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from bench import row_file
 from bench.commit import read_commit
 from bench.pruning import Sources
 from bench.waterfall.measure import Options, Waterfall
@@ -163,8 +164,7 @@ def measure(waterfall: Waterfall, results: ResultsFile, batches: Sequence[int]) 
 
 
 def results_path(folder: Path, gpu: str) -> Path:
-    slug = "-".join("".join(letter if letter.isalnum() else " " for letter in gpu.lower()).split())
-    return folder / f"waterfall-{slug}.csv"
+    return row_file.results_path(folder, "waterfall", gpu)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,6 @@ async def serve(redis_server, metrics):
             embeddings,
             RefinementStore(cache, keys, **stores),
             piece_points=4,
-            piece_timeout_s=FAR_S,
             threads=1,
             max_reply_bytes=2**22,
         )
