@@ -111,6 +111,11 @@ def up(
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Take a free port for everything.")] = False,
     redis_url: Annotated[str | None, typer.Option(help="An existing Redis in place of the embedded one.")] = None,
     run_folder: Annotated[Path | None, typer.Option(help="Folder for logs; default: a temporary one.")] = None,
+    tls_cert_file: Annotated[Path | None, typer.Option(help="Certificate of both services, PEM, for TLS.")] = None,
+    tls_key_file: Annotated[Path | None, typer.Option(help="The certificate's key, PEM.")] = None,
+    tls_client_ca_file: Annotated[
+        Path | None, typer.Option(help="Authorities, PEM; callers then need a certificate.")
+    ] = None,
 ) -> None:
     """Run Redis, an encoder and a decoder on this machine until Ctrl-C."""
     from splitsam.client.up import run_until_stopped
@@ -122,6 +127,9 @@ def up(
         decoder_metrics_port=decoder_metrics_port,
         redis_url=redis_url,
         run_folder=run_folder,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+        tls_client_ca_file=tls_client_ca_file,
         encoder_args=services.encoder_args,
         decoder_args=services.decoder_args,
     )
@@ -224,7 +232,8 @@ def _described(service: ServiceInfo) -> str:
 
 
 def _hint(error: Exception) -> str:
-    is_nobody_there = isinstance(error, SplitsamError) and error.reason == "UNAVAILABLE"
+    is_unavailable = isinstance(error, SplitsamError) and error.reason == "UNAVAILABLE"
+    is_nobody_there = is_unavailable and "CERTIFICATE" not in str(error)  # else somebody is, and shows another one
     return " (is `splitsam up` running?)" if is_nobody_there else ""
 
 

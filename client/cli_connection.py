@@ -14,10 +14,13 @@ from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS
 Encoders = Annotated[list[str], typer.Option("--encoder", help="Address of the encoder service; may be repeated.")]
 Decoders = Annotated[list[str], typer.Option("--decoder", help="Address of the decoder service; may be repeated.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token to send.")]
-UseTls = Annotated[bool, typer.Option("--tls", help="Use TLS; implied by --ca and --cert.")]
+UseTls = Annotated[bool, typer.Option("--tls", help="Use TLS; implied by the four options below.")]
 Ca = Annotated[Path | None, typer.Option("--ca", help="Authorities to trust, PEM; default: the system's.")]
 Cert = Annotated[Path | None, typer.Option("--cert", help="The caller's certificate, PEM, for mutual TLS.")]
 Key = Annotated[Path | None, typer.Option("--key", help="The certificate's key, PEM.")]
+ServerName = Annotated[
+    str | None, typer.Option("--server-name", help="Name in the services' certificate, if not that of the address.")
+]
 TimeoutS = Annotated[
     float, typer.Option("--timeout", min=0.1, help="Longest wait for one image or one prompt, in seconds.")
 ]
@@ -31,15 +34,16 @@ def open_client(
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
+    server_name: ServerName = None,
     timeout: TimeoutS = 60.0,
 ) -> Client:
     """Open the client that the options describe."""
-    use_tls = tls or ca is not None or cert is not None
+    use_tls = tls or any(option is not None for option in (ca, cert, key, server_name))
     return Client(
         encoder,
         decoder,
         token=token_file.read_text().strip() if token_file else None,
-        tls=TLS(ca, cert, key) if use_tls else None,
+        tls=TLS(ca, cert, key, server_name) if use_tls else None,
         encode_timeout_s=timeout,
         predict_timeout_s=timeout,
     )

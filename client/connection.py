@@ -24,11 +24,18 @@ _LOOPBACK = ("127.", "localhost", "[::1]", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B:
 
 @dataclass(frozen=True)
 class TLS:
-    """Files for TLS, PEM: the authorities to trust (None: the system's), and for mutual TLS the caller's own pair."""
+    """How to know the services and be known to them; files are PEM.
+
+    Args:
+        ca: the authorities to trust; None for the system's.
+        cert, key: the caller's own pair, for mutual TLS.
+        server_name: in the services' certificate, where that is not the address they are called at (a tunnel).
+    """
 
     ca: str | Path | None = None
     cert: str | Path | None = None
     key: str | Path | None = None
+    server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
         if (self.cert is None) != (self.key is None):
@@ -55,6 +62,8 @@ class Connection:
         options = channel_options(address)
         if self.tls is None:
             return grpc_module.insecure_channel(address, options=options)
+        if self.tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return grpc_module.secure_channel(address, self.tls.credentials(), options=options)
 
 

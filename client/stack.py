@@ -30,6 +30,8 @@ class StackSettings:
     """What to start; a port of 0 takes a free one.
 
     Args:
+        encoder_health_port, decoder_health_port: in plaintext, where the stack itself looks, whatever TLS asks for.
+        tls_cert_file, tls_key_file, tls_client_ca_file: of both services.
         redis_url: an existing Redis instead of the embedded one.
         encoder_args, decoder_args: further arguments of the services.
         run_folder: for logs and the deployment secret; a temporary one, removed after a clean stop, when None.
@@ -42,6 +44,11 @@ class StackSettings:
     redis_port: int = 0
     encoder_metrics_port: int = 50061
     decoder_metrics_port: int = 50062
+    encoder_health_port: int = 0
+    decoder_health_port: int = 0
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
     redis_url: str | None = None
     encoder_args: tuple[str, ...] = ()
     decoder_args: tuple[str, ...] = ()
@@ -71,7 +78,11 @@ class StackSettings:
         return replace(self, **ports)
 
 
-_PORTS = ("encoder_port", "decoder_port", "redis_port", "encoder_metrics_port", "decoder_metrics_port")
+_PORTS = (
+    *("encoder_port", "decoder_port", "redis_port", "encoder_metrics_port", "decoder_metrics_port"),
+    *("encoder_health_port", "decoder_health_port"),
+)
+_TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
 
 class Stack:
@@ -155,7 +166,9 @@ class Stack:
         self.settings = self.settings.resolved()
         self._folder = self.settings.run_folder or Path(tempfile.mkdtemp(prefix="splitsam-"))
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write_secret(self._folder / "secret")
+        if not (self._folder / "secret").exists():
+            _write_private(self._folder / "secret", secrets.token_hex(32))
+        _write_private(self._folder / "redis-url", self.redis_url)
         if self.settings.redis_url is None:
             self.children["redis"] = start_redis(self.settings.redis_port, self._password, self._folder)
             wait_until_answering(self.children["redis"], self.redis_url, _REDIS_START_S)
@@ -169,23 +182,24 @@ class Stack:
             "--host": LOOPBACK,
             "--port": getattr(self.settings, f"{name}_port"),
             "--metrics-port": getattr(self.settings, f"{name}_metrics_port"),
+            "--health-port": getattr(self.settings, f"{name}_health_port"),
             "--secret-file": self.folder / "secret",
+            "--redis-url-file": self.folder / "redis-url",
         }
-        # The Redis URL carries a password, and arguments are public; the log format is only a default.
-        prefix = f"SPLITSAM_{name.upper()}_"
-        log_format = os.environ.get(prefix + "LOG_FORMAT", "text")
-        environment = {prefix + "REDIS_URL": self.redis_url, prefix + "LOG_FORMAT": log_format}
+        tls_files = {"--" + file.replace("_", "-"): getattr(self.settings, file) for file in _TLS_FILES}
+        flags |= {flag: path for flag, path in tls_files.items() if path is not None}
+        log_format = f"SPLITSAM_{name.upper()}_LOG_FORMAT"  # only a default, so no argument
         arguments = [str(word) for pair in flags.items() for word in pair]
         return Child(
             f"{name} service",
             [sys.executable, "-m", f"splitsam.{name}_service", *arguments, *getattr(self.settings, f"{name}_args")],
             self.folder / f"{name}.log",
-            environment,
+            {log_format: os.environ.get(log_format, "text")},
         )
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]
-        address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_port')}"
+        address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_health_port')}"
         deadline_s = time.monotonic() + self.settings.start_timeout_s
         while not is_serving(address, _FULL_NAMES[name]):
             for each in watched:
@@ -209,11 +223,8 @@ def is_serving(address: str, service: str = "") -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _write_secret(path: Path) -> None:
-    """Make a deployment secret that only this user can read; one that exists is kept."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+def _write_private(path: Path, text: str) -> None:
+    """Write a file anew that only this user can read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

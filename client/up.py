@@ -23,8 +23,11 @@ def run_until_stopped(settings: StackSettings) -> None:
     with stop_signals(), suppress(KeyboardInterrupt):
         print("starting ...", flush=True)
         with Stack(settings) as stack:
-            with Client(stack.encoder, stack.decoder) as client:
-                print(banner(stack, client.info()), flush=True)
+            if settings.tls_cert_file is None:
+                with Client(stack.encoder, stack.decoder) as client:
+                    print(banner(stack, client.info()), flush=True)
+            else:  # who may call, and which authority vouches for the certificate, is not ours to know
+                print(banner(stack, None), flush=True)
             stack.wait()
     print("stopped", flush=True)
 
@@ -47,28 +50,27 @@ def stop_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def banner(stack: Stack, info: DeploymentInfo) -> str:
+def banner(stack: Stack, info: DeploymentInfo | None) -> str:
     """One screen: where everything is, and what to try next."""
-    encoder = info.encoder
     where = "" if stack.settings.encoder_port == 50051 and stack.settings.decoder_port == 50052 else addresses(stack)
     redis = stack.redis_url.rpartition("@")[2].removesuffix("/0")
-    notes = list(dict.fromkeys([*encoder.notes, *info.decoders[0].notes]))
-    if encoder.demonstration:
-        notes.insert(0, f"{encoder.model} is a demonstration model; give --checkpoint for Meta's weights")
-    noted = "".join(f"\n  note        {note}" for note in notes)
+    options = _tls_options(stack)
     return f"""
 splitsam {importlib.metadata.version("splitsam")} is up
 
   encoder     {stack.encoder:<22} metrics {stack.metrics_url("encoder")}
   decoder     {stack.decoder:<22} metrics {stack.metrics_url("decoder")}
-  redis       {redis}
-  model       {encoder.model}, {encoder.precision} on {encoder.device}{noted}
+  redis       {redis}{"" if info is None else _described(info)}
   logs        {stack.folder}
 
 Try in another terminal:
-  splitsam segment {DEMO_PHOTO} --point 131,410 --out overlay.png{where}
-  splitsam info{where}
-  splitsam demo{addresses(stack)}
+  splitsam segment {DEMO_PHOTO} --point 131,410 --out overlay.png{where}{options}
+  splitsam info{where}{options}{
+        ""
+        if options
+        else f'''
+  splitsam demo{addresses(stack)}'''
+    }
 
 Ctrl-C stops everything.
 """
@@ -76,3 +78,18 @@ Ctrl-C stops everything.
 
 def addresses(stack: Stack) -> str:
     return f" --encoder {stack.encoder} --decoder {stack.decoder}"
+
+
+def _described(info: DeploymentInfo) -> str:
+    encoder = info.encoder
+    notes = list(dict.fromkeys([*encoder.notes, *info.decoders[0].notes]))
+    if encoder.demonstration:
+        notes.insert(0, f"{encoder.model} is a demonstration model; give --checkpoint for Meta's weights")
+    noted = "".join(f"\n  note        {note}" for note in notes)
+    return f"\n  model       {encoder.model}, {encoder.precision} on {encoder.device}{noted}"
+
+
+def _tls_options(stack: Stack) -> str:
+    if stack.settings.tls_cert_file is None:
+        return ""
+    return " --ca CA.pem" + ("" if stack.settings.tls_client_ca_file is None else " --cert YOURS.pem --key YOURS.key")

@@ -72,6 +72,13 @@ class QueueFull(ServiceError):
     reason = "QUEUE_FULL"
 
 
+class UploadTooSlow(ServiceError):
+    """The bytes of the request did not arrive in time, and others wait for the room."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "UPLOAD_TOO_SLOW"
+
+
 class DeadlineTooShort(ServiceError):
     """The work cannot be finished before the caller's deadline."""
 

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import logging
 import time
+import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from splitsam.common.calls import Call, current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
 from splitsam.common.quotas import Quotas
+from splitsam.common.uploads import UploadBudget
 
 log = logging.getLogger("splitsam.rpc")
 
@@ -36,6 +38,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets health checks through, and wraps everything of splitsam.v1.
 
     Args:
+        uploads: room for requests in memory; a call is read when there is some.
         is_ready: False while the model loads or the process drains; calls are then answered UNAVAILABLE.
         check_room: takes a method's name and the tenant; raises where there is no room for such a call.
     """
@@ -43,12 +46,14 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(
         self,
         authenticator: Authenticator,
+        uploads: UploadBudget,
         quotas: Quotas,
         metrics: Metrics,
         is_ready: Callable[[], bool],
         check_room: Callable[[str, str], None],
     ):
         self._authenticator = authenticator
+        self._uploads = uploads
         self._quotas = quotas
         self._metrics = metrics
         self._is_ready = is_ready
@@ -110,54 +115,77 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         parse = functools.partial(_parsed, handler.request_deserializer)
         codecs = {"response_serializer": handler.response_serializer}
 
-        async def unary(request: bytes, context: grpc.aio.ServicerContext) -> Any:
-            async with _Observed(self, call, context):
-                with self._quotas.admitted(call.tenant):
-                    return await handler.unary_unary(parse(request), context)
+        uploads = self._uploads
 
-        async def unary_stream(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            async with _Observed(self, call, context):
-                with self._quotas.admitted(call.tenant):
-                    async with contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies:
-                        async for reply in replies:
-                            yield reply
+        # The request of a unary call is read as a stream of one: gRPC would have it in memory before asking anybody.
+        # It stays in a frame that has ended when a refusal is raised, for that keeps the frames it is raised in.
+        async def answer(context: grpc.aio.ServicerContext) -> Any:
+            async with uploads.one(functools.partial(_read, context), parse) as request:
+                return await handler.unary_unary(request, context)
 
-        async def stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def answers_to_one(context: grpc.aio.ServicerContext) -> AsyncGenerator[Any, None]:
+            async with (
+                uploads.one(functools.partial(_read, context), parse) as request,
+                contextlib.aclosing(handler.unary_stream(request, context)) as replies,
+            ):
+                async for reply in replies:
+                    yield reply
+
+        async def answers_to_many(context: grpc.aio.ServicerContext) -> AsyncGenerator[Any, None]:
+            held: list[int] = []
+            requests = uploads.many(self._until_draining(context, call.tenant), parse, held)
+            try:
+                async with contextlib.aclosing(handler.stream_stream(requests, context)) as replies:
+                    async for reply in replies:
+                        uploads.answered(held)
+                        yield reply
+            finally:
+                uploads.let_go(held)
+
+        async def unary(_requests: Any, context: grpc.aio.ServicerContext) -> Any:
             async with _Observed(self, call, context):
                 with self._quotas.admitted(call.tenant):
-                    read = self._until_draining(requests, parse, call.tenant)
-                    async with contextlib.aclosing(handler.stream_stream(read, context)) as replies:
+                    return await answer(context)
+
+        async def stream(_requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            answers = answers_to_one if handler.unary_stream else answers_to_many
+            async with _Observed(self, call, context):
+                with self._quotas.admitted(call.tenant):
+                    async with contextlib.aclosing(answers(context)) as replies:
                         async for reply in replies:
                             yield reply
 
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(unary, **codecs)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(unary_stream, **codecs)
+            return grpc.stream_unary_rpc_method_handler(unary, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
-    async def _until_draining(
-        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], tenant: str
-    ) -> AsyncIterator[Any]:
+    async def _until_draining(self, context: grpc.aio.ServicerContext, tenant: str) -> AsyncIterator[bytes]:
         """A stream's requests, as fast as the tenant may send them; they end when the process drains."""
         draining = asyncio.ensure_future(self._draining.wait())
         upcoming: asyncio.Future[bytes | None] | None = None
         try:
             while True:
-                upcoming = asyncio.ensure_future(_next(requests))
+                upcoming = asyncio.ensure_future(_read(context))
                 await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
                 if not upcoming.done() or (request := upcoming.result()) is None:
                     return
                 await self._quotas.pace(tenant)
-                yield parse(request)
+                yield request
+                del request  # it would lie in memory until the next one comes
         finally:
             draining.cancel()
             if upcoming is not None:
                 upcoming.cancel()
 
 
-async def _next(requests: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(requests, None)
+async def _read(context: grpc.aio.ServicerContext) -> bytes | None:
+    """The next request of a call, None at the end.
+
+    Not from the iterator that gRPC hands over: that keeps each message until the next one, and until the garbage is
+    collected (grpc 1.85.1).
+    """
+    data = await context.read()
+    return None if data is grpc.aio.EOF else data
 
 
 def _parsed(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
@@ -206,8 +234,20 @@ class _Observed:
             log.error("rpc failed", extra=extra, exc_info=error)
         else:
             log.info("rpc", extra=extra | ({"reason": failure.reason} if failure else {}))
+        _let_go(error)
         if failure is not None:
             await abort_with(self._context, failure, self._call.request_id)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an exception went through.
+
+    They hold the request, and refer to the exception in turn: all would stay until the garbage is collected.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _is_cancelled(error: BaseException | None) -> bool:

@@ -17,11 +17,24 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 # Where no tenants are configured there is nobody to keep apart, and the keys need no secrecy.
 _SINGLE_TENANT_SECRET = b"splitsam-single-tenant"
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+# Room in a message around the largest image: field tags and a stream's request id.
+_MESSAGE_OVERHEAD_BYTES = 2**16
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "splitsam"
 
 
 class SettingsProblem(Exception):
     """A setting is unknown or out of range; the message names it."""
+
+
+def _check_redis_url(url: str) -> None:
+    """Raises ValueError, which does not show the URL."""
+    try:
+        parse_place(url)
+    except ValueError:
+        raise ValueError(
+            "not a URL of redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; "
+            "a password is percent-encoded"
+        ) from None
 
 
 class ServiceSettings(BaseSettings):
@@ -34,9 +47,15 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
     metrics_port: Port = Field(0, description="Port for Prometheus; 0 serves no metrics")
+    health_port: Port = Field(0, description="Port for health checks alone, in plaintext; 0 serves none")
+    tls_cert_file: Path | None = Field(None, description="Certificate of the service, PEM; unset: no TLS")
+    tls_key_file: Path | None = Field(None, description="The certificate's key, PEM")
+    tls_client_ca_file: Path | None = Field(None, description="Authorities; callers then need a certificate of one")
+    tls_reload_ms: int = Field(10_000, ge=10, le=3_600_000, description="How often these files are looked at again")
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
     )
+    redis_url_file: Path | None = Field(None, description="File with that URL, which goes before it")
     redis_timeout_ms: int = Field(1000, ge=10, le=60_000, description="Longest Redis round trip, in milliseconds")
     redis_connections: int = Field(8, ge=1, le=256, description="Connections and threads for Redis")
     model: Literal["vit_t", "vit_b", "vit_l", "vit_h"] | None = Field(
@@ -60,11 +79,21 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")
     grace_ms: int = Field(30_000, ge=0, le=600_000, description="Longest wait for running calls at shutdown")
+    max_concurrent_streams: int = Field(1000, ge=1, le=100_000, description="Calls at once on one connection")
+    max_connection_age_ms: int = Field(0, ge=0, le=10**9, description="When a connection takes no new calls; 0: never")
+    keepalive_ms: int = Field(60_000, ge=100, le=10**8, description="Silence after which a caller is pinged")
+    min_ping_interval_ms: int = Field(10_000, ge=0, le=10**7, description="Callers that ping more often are cut off")
+    handshake_timeout_ms: int = Field(20_000, ge=100, le=600_000, description="Longest wait for a handshake")
     max_queue: int = Field(256, ge=1, le=100_000, description="Entries that may wait for a batch")
     max_queue_ms: int = Field(30_000, ge=10, le=600_000, description="Longest wait of a click or an image for a batch")
     max_bulk_queue_ms: int = Field(60_000, ge=10, le=600_000, description="The same for bulk work")
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")
+    max_upload_bytes: int = Field(
+        256 * 2**20, ge=1, le=2**40, description="Bytes of requests being read or in work; thrice that in memory"
+    )
+    upload_wait_ms: int = Field(1000, ge=0, le=600_000, description="Longest wait for room among them")
+    upload_timeout_ms: int = Field(60_000, ge=10, le=3_600_000, description="Longest wait for the bytes of a request")
     max_images_per_request: int = Field(32, ge=1, le=1024, description="Images in one PredictMasks")
     max_prompts_per_request: int = Field(1024, ge=1, le=65_536, description="Prompts in one PredictMasks")
     max_points_per_prompt: int = Field(64, ge=1, le=1024, description="Points of one prompt")
@@ -73,13 +102,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_reads_the_url(cls, url: str) -> str:
-        try:
-            parse_place(url)
-        except ValueError:
-            raise ValueError(
-                "not a URL of redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; "
-                "a password is percent-encoded"
-            ) from None
+        _check_redis_url(url)
         return url
 
     @model_validator(mode="after")
@@ -89,6 +112,25 @@ class ServiceSettings(BaseSettings):
         if self.previous_secret_file is not None and self.secret_file is None:
             raise ValueError("previous_secret_file needs secret_file: it would become the current secret")
         return self
+
+    @model_validator(mode="after")
+    def _tls_needs_a_pair(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file need each other")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs tls_cert_file: without TLS nobody shows a certificate")
+        return self
+
+    @model_validator(mode="after")
+    def _one_request_has_room(self) -> Self:
+        if self.max_upload_bytes < self.max_message_bytes:
+            raise ValueError("max_upload_bytes is less than one request: max_image_bytes and 64 KiB around it")
+        return self
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Of one request."""
+        return self.max_image_bytes + _MESSAGE_OVERHEAD_BYTES
 
     @classmethod
     def load(cls, arguments: Sequence[str] = ()) -> Self:
@@ -130,6 +172,23 @@ class ServiceSettings(BaseSettings):
             return KeyRing([path.read_bytes().strip() for path in files] or [_SINGLE_TENANT_SECRET])
         except (OSError, ValueError) as error:
             raise SettingsProblem(f"secret_file: {error}") from error
+
+    def redis_address(self) -> str:
+        """The URL of Redis, password and all.
+
+        Raises:
+            SettingsProblem: its file is missing or holds no such URL.
+        """
+        if self.redis_url_file is None:
+            return self.redis_url
+        try:
+            url = self.redis_url_file.read_text(encoding="utf-8").strip()
+            _check_redis_url(url)
+        except UnicodeDecodeError:  # its text would show what was read
+            raise SettingsProblem("redis_url_file: not a text file") from None
+        except (OSError, ValueError) as error:
+            raise SettingsProblem(f"redis_url_file: {error}") from None
+        return url
 
     def for_log(self) -> dict[str, Any]:
         """All settings in JSON's types, a password in the Redis URL left out."""

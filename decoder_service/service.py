@@ -45,7 +45,7 @@ class DecoderService:
         self._predictor: Predictor | None = None
         self._everything: Everything | None = None
         self._cache = RecordCache(
-            settings.redis_url,
+            settings.redis_address(),
             timeout_ms=settings.redis_timeout_ms,
             connections=settings.redis_connections,
             metrics=metrics,

@@ -94,7 +94,7 @@ class EncodePipeline:
         self.check_room(tenant, lane, until_s)
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
-        digest = await self._on_thread(lambda: hashlib.sha256(image).digest())
+        digest = await self._on_thread(_digest, image)
         addresses = self._keys.embedding_addresses(tenant, digest, self._version)
         if addresses[0] not in self._flights:
             self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
@@ -158,7 +158,7 @@ class EncodePipeline:
 
     async def _compute(self, tenant: str, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
         start_s = time.perf_counter()
-        prepared = await self._on_thread(lambda: prepare_image(image, self._limits))
+        prepared = await self._on_thread(prepare_image, image, self._limits)
         preprocess_s = time.perf_counter() - start_s
         self._metrics.decode_seconds.observe(preprocess_s)
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
@@ -202,5 +202,10 @@ class EncodePipeline:
             await asyncio.sleep(_CLAIM_POLL_S)
         return header, False
 
-    async def _on_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _on_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Arguments, not a closure: that would keep the image alive with the traceback of whatever was raised."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def _digest(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()

@@ -43,7 +43,7 @@ class EncoderService:
         self._batcher: Batcher[PreparedImage, torch.Tensor] | None = None
         self._pipeline: EncodePipeline | None = None
         self._cache = RecordCache(
-            settings.redis_url,
+            settings.redis_address(),
             timeout_ms=settings.redis_timeout_ms,
             connections=settings.redis_connections,
             metrics=metrics,

@@ -107,6 +107,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
                 async for request in requests:
                     await places.acquire()
                     group.create_task(self._encode_item(request, answers))
+                    del request  # it would lie in memory until the next one comes
         finally:
             answers.put_nowait(None)
 

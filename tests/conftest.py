@@ -1,9 +1,11 @@
 """Its presence puts this folder on the import path, so that tests of every kind share its helpers."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+from certificates import Authority, Pair, SecretVolume, server_files
 from redis_process import RedisProcess
 
 from splitsam.common.metrics import Metrics
@@ -42,3 +44,28 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority("authority")
+
+
+@pytest.fixture(scope="session")
+def other_authority() -> Authority:
+    return Authority("nobody knows this one")
+
+
+@pytest.fixture(scope="session")
+def server_pair(authority: Authority) -> Pair:
+    return authority.issue("server")
+
+
+@pytest.fixture(scope="session")
+def caller_pair(authority: Authority) -> Pair:
+    return authority.issue("caller")
+
+
+@pytest.fixture
+def volume(tmp_path: Path, server_pair: Pair, authority: Authority) -> SecretVolume:
+    return SecretVolume(tmp_path / "tls", server_files(server_pair, authority))

@@ -23,7 +23,8 @@ SERVICE = "splitsam.v1.EncoderService"
 
 
 class Probe(encoder_pb2_grpc.EncoderServiceServicer):
-    """Fails as `failures` says for the request's text; `wait` waits to be let go; `flood` sends without end."""
+    """Fails as `failures` says for the request's text, space around it aside; `wait` waits to be let go; `flood` sends
+    without end."""
 
     full_name = SERVICE
 
@@ -63,7 +64,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
         self.closed_after_calls.append(self.finished.is_set() or not self.started.is_set())
 
     async def EncodeImage(self, request, context):  # noqa: N802 - gRPC's name
-        await self._do(request.image.decode())
+        await self._do(request.image.decode().strip())
         return pb.EncodeImageResponse(cache_hit=True)
 
     async def DownloadEmbedding(self, request, context):  # noqa: N802 - gRPC's name
@@ -80,7 +81,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
 
     async def EncodeImages(self, requests, context):  # noqa: N802 - gRPC's name
         async for request in requests:
-            await self._do(request.image.decode())
+            await self._do(request.image.decode().strip())
             yield pb.EncodeImagesResponse(request_id=request.request_id)
 
     async def _do(self, what: str) -> None:
@@ -114,10 +115,13 @@ class _Announcement(logging.Handler):
 class Running:
     """A server in this process, to be called over its socket and stopped by a signal."""
 
-    def __init__(self, task: "asyncio.Task[None]", address: str):
+    def __init__(self, task: "asyncio.Task[None]", address: str, credentials: grpc.ChannelCredentials | None = None):
         self.task = task
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address)
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(address)
+        else:
+            self.channel = grpc.aio.secure_channel(address, credentials)
         self.stub = encoder_pb2_grpc.EncoderServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -167,12 +171,14 @@ async def start_server(probe: Probe, metrics: Metrics, *arguments: str) -> tuple
 
 
 @contextlib.asynccontextmanager
-async def running(probe: Probe, metrics: Metrics, *arguments: str) -> AsyncIterator[Running]:
+async def running(
+    probe: Probe, metrics: Metrics, *arguments: str, credentials: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[Running]:
     """A server that is ready unless the probe still loads; stopped and its task awaited at the end."""
     task, address = await start_server(probe, metrics, *arguments)
     if not address:
         await task
-    server = Running(task, address)
+    server = Running(task, address, credentials)
     try:
         if probe.loaded.is_set() and probe.load_failure is None:
             await server.until_health_is("SERVING")

@@ -1,6 +1,7 @@
 """A real redis-server in a process of its own, to be stopped, killed and started again by a test."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,24 +31,56 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
         os.sched_yield()
 
 
-class RedisProcess:
-    """redis-server on a loopback port that stays the same over restarts; nothing is written to disk."""
+def redis_server_with_tls() -> str | None:
+    """A redis-server that was built with TLS; the embedded one is not."""
+    for program in filter(None, (shutil.which("redis-server"), find_redis_server())):
+        # Without TLS the option is unknown; with it, a certificate is missing.
+        tried = subprocess.run([program, "--port", "0", "--tls-port", "1"], capture_output=True, text=True, check=False)
+        if "Bad directive" not in tried.stdout + tried.stderr:
+            return program
+    return None
 
-    def __init__(self, folder: Path, options: Sequence[str] = ()):
+
+class RedisProcess:
+    """redis-server on a loopback port that stays the same over restarts; nothing is written to disk.
+
+    Args:
+        tls: certificate, key and authority of callers, PEM files: TLS and nothing else is then spoken.
+        program: the embedded one unless given.
+        port_words: options among those given whose next word is to be the port.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Sequence[str] = (),
+        *,
+        tls: tuple[Path, Path, Path] | None = None,
+        program: str | None = None,
+        port_words: Sequence[str] = (),
+    ):
         self._folder = folder
-        self._options = list(options)
+        self._program = program or find_redis_server()
         self.port = free_port()
+        self._options = list(options)
+        for word in port_words:
+            self._options[self._options.index(word) + 1] = str(self.port)
+        if tls is not None:
+            names = ("--tls-cert-file", "--tls-key-file", "--tls-ca-cert-file")
+            self._options += ["--port", "0", "--tls-port", str(self.port)]
+            self._options += [str(word) for pair in zip(names, tls, strict=True) for word in pair]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
     def start(self) -> None:
-        command = [find_redis_server(), "--bind", "127.0.0.1", "--port", str(self.port)]
+        command = [self._program, "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--save", "", "--appendonly", "no", "--dir", str(self._folder), *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         lines = []
         while not lines or _READY not in lines[-1]:
             lines.append(self._process.stdout.readline())
             if not lines[-1]:
+                self.kill()
                 raise RuntimeError(f"redis-server ended: {b''.join(lines).decode()}")
 
     def kill(self) -> None:

@@ -23,6 +23,8 @@ VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
     **{name: (name, ()) for name in OVERLAYS},
     "cpu-kind with all": ("cpu-kind", ("weights", "autoscale-cpu", "monitoring")),
     "gpu with all": ("gpu", ("weights", "autoscale-queue-time", "monitoring")),
+    "gpu with TLS": ("gpu", ("tls", "mutual-tls", "redis-tls", "monitoring")),
+    "cpu-kind with TLS": ("cpu-kind", ("tls",)),
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
 }
 SERVICES = ("encoder", "decoder")

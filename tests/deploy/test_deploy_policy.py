@@ -87,20 +87,30 @@ def test_mounts_name_volumes_and_volumes_name_what_exists(manifests):
             assert {source["configMapKeyRef"]["name"] for source in sources if "configMapKeyRef" in source} <= maps
 
 
-def test_secrets_are_referred_to_and_never_held(manifests):
+def test_secrets_are_files_that_are_referred_to_and_never_held(manifests):
     assert not of_kind(manifests, "Secret")
     example = {item["metadata"]["name"]: item["stringData"] for item in load(DEPLOY / "secrets.example.yaml")}
+    of_certificates = {f"splitsam-{name}-tls" for name in (*SERVICES, "redis")}  # made by others: deploy/README.md
     for _, spec in pod_specs(manifests):
         for volume in spec["volumes"]:
             if "secret" in volume:
-                keys = example[volume["secret"]["secretName"]].keys()
-                assert {item["key"] for item in volume["secret"].get("items", ())} <= keys
+                name = volume["secret"]["secretName"]
                 assert volume["secret"]["defaultMode"] == 0o440
+                if name not in of_certificates:
+                    assert {item["key"] for item in volume["secret"].get("items", ())} <= example[name].keys()
         for container in containers(spec):
-            for variable in container.get("env", ()):
-                reference = variable.get("valueFrom", {}).get("secretKeyRef")
-                assert reference is None or reference["key"] in example[reference["name"]]
-                assert "REDIS_URL" not in variable["name"] or reference
+            sources = [variable.get("valueFrom", {}) for variable in container.get("env", ())]
+            assert not any("secretKeyRef" in source for source in sources)  # the environment leaks easily
+            assert "envFrom" not in container
+
+
+def test_a_pod_holds_of_redis_what_is_its_own(manifests):
+    """The services need the URL, not the list of users; Redis needs the list."""
+    for name, spec in pod_specs(manifests):
+        for volume in spec["volumes"]:
+            if volume.get("secret", {}).get("secretName") == "splitsam-redis":
+                key = "users.acl" if name == "splitsam-redis" else "url"
+                assert volume["secret"]["items"] == [{"key": key, "path": key}]
 
 
 def test_everything_lies_in_one_namespace(manifests):
@@ -196,6 +206,9 @@ def test_services_are_reached_on_their_ports_and_reach_redis_and_dns(manifests, 
     opened = flows(manifests, "ingress", name)
     assert ("TCP", grpc) in opened
     assert (("TCP", metrics) in opened) == bool(of_kind(manifests, "ServiceMonitor"))
+    [container] = named(manifests, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+    health = {port["containerPort"] for port in container["ports"] if port["name"] == "health"}
+    assert not health & {port for _, port in opened}  # kubelets reach their own pods regardless, and nobody else asks
     assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)}
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import redis
 import torch
 from manifests import DEPLOY, KUSTOMIZE, build, container_of, load, size_bytes
-from redis_process import RedisProcess, free_port
+from redis_process import RedisProcess, free_port, redis_server_with_tls
 
 from splitsam.client.redis_server import find_redis_server
 from splitsam.common.auth import Authenticator
@@ -42,11 +44,12 @@ def example() -> dict[str, str]:
 
 def read_by_the_services(secrets: dict[str, str], folder: Path) -> Authenticator:
     """What a service does with its secrets at start."""
-    for name in ("secret", "tokens"):
+    for name in ("secret", "tokens", "url"):
         (folder / name).write_text(secrets[name])
     arguments = ["--secret-file", str(folder / "secret"), "--tokens-file", str(folder / "tokens")]
-    settings = EncoderSettings.load([*arguments, "--redis-url", secrets["url"]])
+    settings = EncoderSettings.load([*arguments, "--redis-url-file", str(folder / "url")])
     settings.key_ring()
+    settings.redis_address()
     return Authenticator.from_file(settings.tokens_file)
 
 
@@ -169,3 +172,40 @@ def test_redis_has_room_above_maxmemory(variant):
     name, maxmemory = container["args"]
     assert name == "--maxmemory"
     assert size_bytes(maxmemory) <= 0.75 * size_bytes(container["resources"]["limits"]["memory"])
+
+
+def test_redis_speaks_tls_to_services_and_probes(made, tmp_path, authority):
+    """With the component's own arguments and probe, files and port replaced, and the URL that the guide makes."""
+    program = redis_server_with_tls()
+    if program is None:
+        pytest.skip("no redis-server with TLS: the embedded one has none, Debian's package redis-server has")
+    pair = authority.issue("redis", hosts=("127.0.0.1",))
+    for name, content in (("tls.crt", pair.cert_pem), ("tls.key", pair.key_pem), ("ca.crt", authority.cert_pem)):
+        (tmp_path / name).write_bytes(content)
+    acl = tmp_path / "users.acl"
+    acl.write_text(made["users.acl"])
+    container = container_of(build("gpu with TLS"), "redis")
+    options = [word.replace("/etc/redis/tls", str(tmp_path)) for word in container["args"]]
+    server = RedisProcess(tmp_path, ["--aclfile", str(acl), *options], program=program, port_words=("--tls-port",))
+    try:
+        sed = re.search(r"make-secrets demo \| (sed .*)", (DEPLOY / "README.md").read_text())[1].partition(" >")[0]
+        changed = subprocess.run(
+            [shutil.which("bash"), "-c", sed],
+            input=f"  url: {made['url']}\n",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        url = changed.stdout.strip().removeprefix("url: ")
+        mount = container_of(build("gpu with TLS"), "encoder")["volumeMounts"]
+        [folder] = [item["mountPath"] for item in mount if item["name"] == "redis-tls"]
+        assert url.endswith(f"?ssl_ca_certs={folder}/ca.crt")
+        here = url.replace(folder, str(tmp_path)).replace("splitsam-redis:6379", f"127.0.0.1:{server.port}")
+        with redis.Redis.from_url(here) as client:
+            assert client.ping()
+        if shutil.which("redis-cli"):
+            probe = container["readinessProbe"]["exec"]["command"]
+            script = probe[2].replace("/etc/redis/tls", str(tmp_path)).replace("--tls", f"-p {server.port} --tls")
+            assert subprocess.run([shutil.which("sh"), "-c", script], timeout=30, check=False).returncode == 0
+    finally:
+        server.kill()

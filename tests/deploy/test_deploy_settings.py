@@ -46,10 +46,7 @@ DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
 
 
 def resolved(manifests, source):
-    """A value that a variable takes from elsewhere, for secrets one of the right form."""
-    if "secretKeyRef" in source:
-        assert source["secretKeyRef"] == {"name": "splitsam-redis", "key": "url"}
-        return "redis://splitsam:password@splitsam-redis:6379/0"
+    """A value that a variable takes from elsewhere; from a Secret none does, those are files."""
     if "configMapKeyRef" in source:
         reference = source["configMapKeyRef"]
         return named(manifests, "ConfigMap", reference["name"])["data"][reference["key"]]
@@ -92,7 +89,8 @@ def test_every_variable_is_a_setting_of_that_service(deployed):
 def test_ports_are_the_settings_and_the_defaults(deployed):
     _, service, container, settings = deployed
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
+    health = {"health": settings.health_port} if settings.health_port else {}
+    assert ports == {"grpc": settings.port, "metrics": settings.metrics_port, **health}
     assert settings.port == SETTINGS[service].model_fields["port"].default
     assert settings.metrics_port == getattr(StackSettings(), f"{service}_metrics_port")
     assert settings.host == "0.0.0.0"  # noqa: S104 (a pod's own address is known only when it runs)
@@ -100,9 +98,10 @@ def test_ports_are_the_settings_and_the_defaults(deployed):
 
 def test_probes_ask_for_names_that_the_service_serves(deployed):
     _, service, container, settings = deployed
+    plaintext_port = settings.health_port if settings.tls_cert_file else settings.port
     for probe in ("startupProbe", "readinessProbe"):
-        assert container[probe]["grpc"] == {"port": settings.port, "service": FULL_NAMES[service]}
-    assert container["livenessProbe"]["grpc"] == {"port": settings.port, "service": ""}
+        assert container[probe]["grpc"] == {"port": plaintext_port, "service": FULL_NAMES[service]}
+    assert container["livenessProbe"]["grpc"] == {"port": plaintext_port, "service": ""}
     assert all(container[probe]["timeoutSeconds"] > 1 for probe in container if probe.endswith("Probe"))
 
 
@@ -117,13 +116,38 @@ def test_a_pod_is_given_time_to_drain(deployed):
 
 
 def test_secrets_are_read_from_where_they_are_mounted(deployed):
-    _, _, container, settings = deployed
-    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "auth"]
-    keys = load(DEPLOY / "secrets.example.yaml")[0]["stringData"].keys()
-    assert mount["readOnly"]
-    for path in (settings.secret_file, settings.tokens_file):
-        assert str(path.parent) == mount["mountPath"]
-        assert path.name in keys
+    manifests, service, container, settings = deployed
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    pod = named(manifests, "Deployment", f"splitsam-{service}")["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    secrets = {item["metadata"]["name"]: item["stringData"] for item in load(DEPLOY / "secrets.example.yaml")}
+    # The third is what tools that make certificates add to a Secret of type kubernetes.io/tls.
+    secrets[f"splitsam-{service}-tls"] = {"tls.crt": "", "tls.key": "", "ca.crt": ""}
+    tls_files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    for path in (settings.secret_file, settings.tokens_file, settings.redis_url_file, *filter(None, tls_files)):
+        mount = mounts[str(path.parent)]
+        assert mount["readOnly"]
+        assert "subPath" not in mount  # such a mount never changes again
+        assert path.name in secrets[volumes[mount["name"]]["secret"]["secretName"]]
+
+
+def test_tls_is_on_where_its_component_is_and_ports_say_so(deployed, request):
+    manifests, service, _, settings = deployed
+    variant = request.node.callspec.params["deployed"][0]
+    assert (settings.tls_cert_file is not None) == ("TLS" in variant)
+    assert (settings.tls_client_ca_file is not None) == ("mutual-tls" in VARIANTS[variant][1])
+    for name in (f"splitsam-{service}", f"splitsam-{service}-replicas"):
+        [port] = [port for port in named(manifests, "Service", name)["spec"]["ports"] if port["name"] == "grpc"]
+        assert port["appProtocol"] == ("https" if settings.tls_cert_file else "kubernetes.io/h2c")
+        assert settings.health_port not in {port["port"] for port in named(manifests, "Service", name)["spec"]["ports"]}
+
+
+def test_production_settings_are_safe(deployed):
+    _, _, _, settings = deployed
+    assert not settings.reflection
+    assert settings.log_level == "info"
+    assert settings.tokens_file is not None
+    assert settings.max_connection_age_ms > 0
 
 
 def test_memory_holds_what_the_settings_promise(deployed):
@@ -134,6 +158,7 @@ def test_memory_holds_what_the_settings_promise(deployed):
         promised = settings.max_queue * 3 * 2**20 + settings.decode_threads * settings.max_image_pixels * 3 * 2
     else:
         promised = settings.logits_memory_bytes + (settings.memory_bytes if settings.device == "cpu" else 0)
+    promised += 3 * settings.max_upload_bytes  # what has arrived, its message, and the image in that
     assert limit - promised >= SEEN_BYTES[service]
 
 

@@ -73,7 +73,7 @@ def test_port_in_use_is_named_with_its_option(embedded):
 def test_free_ports_are_all_different():
     settings = StackSettings().on_free_ports().resolved()
     ports = [getattr(settings, name) for name in vars(settings) if name.endswith("_port")]
-    assert len(set(ports)) == len(ports) == 5
+    assert len(set(ports)) == len(ports) == 7
     assert all(ports)
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
 import socket
+import subprocess
+import sys
 import urllib.request
 
 import grpc
@@ -181,6 +184,19 @@ async def test_the_log_tells_the_life_of_the_server(probe: Probe, metrics: Metri
         "draining",
         "stopped",
     ]
+
+
+def test_a_process_with_another_parser_of_protobuf_does_not_start():
+    result = subprocess.run(
+        [sys.executable, "-m", "splitsam.encoder_service", "--port", "0"],
+        env={**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "only upb is supported" in result.stderr
 
 
 def test_a_bad_setting_ends_the_process_with_one_line(capsys: pytest.CaptureFixture[str]):

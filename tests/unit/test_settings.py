@@ -137,6 +137,26 @@ def test_a_redis_url_without_a_password_is_logged_as_it_is():
     assert EncoderSettings.load(["--redis-url", url]).for_log()["redis_url"] == url
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_file_with_the_redis_url_goes_before_the_url(service, tmp_path: Path):
+    path = tmp_path / "url"
+    path.write_text("rediss://user:hunter2@host:6379/0?ssl_ca_certs=/ca.crt\n")
+    settings = service.load(["--redis-url", "redis://elsewhere", "--redis-url-file", str(path)])
+    assert settings.redis_address() == "rediss://user:hunter2@host:6379/0?ssl_ca_certs=/ca.crt"
+    assert "hunter2" not in json.dumps(settings.for_log())
+    assert service.load(["--redis-url", "redis://elsewhere"]).redis_address() == "redis://elsewhere"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"REPLACE_URL", b"http://:hunter2@host", b"\xffhunter2"])
+def test_a_file_without_a_redis_url_is_refused_without_showing_it(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "url"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsProblem, match="redis_url_file") as caught:
+        EncoderSettings.load(["--redis-url-file", str(path)]).redis_address()
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("flag", ["--tokens-file", "--previous-secret-file"])
 def test_tenants_and_rotation_need_a_secret(flag: str, secret: str):
     with pytest.raises(SettingsProblem, match="needs secret_file") as caught:

@@ -1,0 +1,63 @@
+"""What the guides claim: tests, settings and files that exist, and commands for certificates that work."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from manifests import DEPLOY, ROOT
+
+from splitsam.common.certificates import Identity
+from splitsam.decoder_service.settings import DecoderSettings
+from splitsam.encoder_service.settings import EncoderSettings
+
+THREATS = (DEPLOY / "THREATS.md").read_text()
+GUIDE = (DEPLOY / "README.md").read_text()
+
+
+def test_every_threat_names_tests_that_exist():
+    named = re.findall(r"`((?:unit|e2e|deploy)/\w+\.py)(?:::(\w+))?`", THREATS)
+    assert len(named) > 20
+    for path, test in named:
+        source = (ROOT / "tests" / path).read_text()
+        assert not test or f"def {test}(" in source, f"{path}::{test}"
+
+
+def test_every_threat_that_is_met_names_what_shows_it():
+    rows = [line for line in THREATS.splitlines() if line.startswith("|")][2:]
+    assert rows
+    for row in rows:
+        assert "`" in row.rsplit("|", 2)[1], row
+
+
+def test_settings_of_the_threats_exist():
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", THREATS)) - {"weights_only"}
+    assert len(named) > 5
+    assert named <= EncoderSettings.model_fields.keys() & DecoderSettings.model_fields.keys()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: the guide's commands cannot be run")
+def test_the_guides_certificates_are_accepted(tmp_path):
+    blocks = re.findall(r"^```\w*\n(.*?)^```", GUIDE, re.S | re.M)
+    [block] = [block for block in blocks if block.startswith("openssl req")]
+    script = 'set -e\nkubectl() { echo kubectl "$@"; }\n' + block
+    result = subprocess.run(
+        [shutil.which("bash"), "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for service in ("encoder", "decoder"):
+        secret = next(line for line in result.stdout.splitlines() if f"splitsam-{service}-tls" in line)
+        files = dict(re.findall(r"--from-file (\S+)=(\S+)", secret))
+        assert files.keys() == {"tls.crt", "tls.key", "ca.crt"}
+        read = {name: (tmp_path / file).read_bytes() for name, file in files.items()}
+        Identity(read["tls.crt"], read["tls.key"], read["ca.crt"]).check()
+        command = ["openssl", "verify", "-x509_strict", "-CAfile", files["ca.crt"], "-verify_hostname"]
+        checked = subprocess.run(
+            [*command, f"splitsam-{service}.splitsam.svc", files["tls.crt"]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert checked.returncode == 0, checked.stderr
