@@ -128,7 +128,7 @@ class Everything:
         embedding = await self._embeddings.get(tenant, bytes.fromhex(request.embedding_key))
         header = embedding.header
         job = ImageJob(
-            embedding=embedding.values,
+            embedding=embedding.prepared,
             original_size=(header.image_size.height, header.image_size.width),
             input_size=(header.input_size.height, header.input_size.width),
             prompts=(),

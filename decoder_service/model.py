@@ -1,29 +1,29 @@
 """The prompt encoder and mask decoder of SAM over many images and prompts at once.
 
     tokens [S, j_prompts, T, 256] jagged ─┐
-    sources [S, 4096, 256] ───────────────┴► two-way transformer ─► hypernetwork weights · upscaled features ─► logits
+    prepared embeddings of S sources ─────┴► two-way transformer ─► hypernetwork weights · upscaled pixels ─► logits
 
-The arithmetic is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` on their own weights, except that what
-depends on the image alone (three projections of the first layer) is computed per source and spread to its prompts.
+The function is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` on their own weights; what depends on the
+image alone is computed once for each embedding, and `Pixels` moves projections of pixels to the tokens.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
-from torch.nn import functional as F
 
-from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
+from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.packing import TOKENS_OF_SELECTION, ImageJob, Tile, pack
-
-CHANNELS, GRID, _ = EMBEDDING_SHAPE
-Spread = Callable[[Tensor], Tensor]
+from splitsam.decoder_service.paint import paint
+from splitsam.decoder_service.pixels import Pixels, attend_by_head
+from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class DecoderModel:
             kinds = [encoder.not_a_point_embed, *encoder.point_embeddings]
             self._kind_embeddings = torch.cat([embedding.weight for embedding in kinds])
             self._output_tokens = torch.cat([heads.iou_token.weight, heads.mask_tokens.weight])
-            self._positions = encoder.get_dense_pe().flatten(2).mT.to(self.dtype)
+            self._positions = encoder.get_dense_pe()[0].flatten(1).mT.to(self.dtype).contiguous()
 
     @torch.no_grad()
     def decode(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
@@ -83,8 +83,9 @@ class DecoderModel:
             For each job and each of its prompts, in order, its masks. Batch-mates change nothing but rounding.
         """
         tiles = pack(jobs, self.max_prompts_per_forward)
+        images = {i: self._prepared(jobs[i]) for i in {i for tile in tiles for i in tile.job_of_source}}
         with exact_convolutions(self.device, self.dtype):
-            outputs = [self._forward(tile, jobs) for tile in tiles]
+            outputs = [self._forward(tile, images) for tile in tiles]
         # One copy for all tiles: the host waits for the device here and nowhere before.
         numbers = [torch.stack([index.float(), iou], -1).flatten() for _, index, iou in outputs]
         host = torch.cat(numbers).tolist() if numbers else []
@@ -101,11 +102,12 @@ class DecoderModel:
                 answers[owner] = PromptLogits(indices, tuple(scores[1 : 2 * k : 2]), logits[row, :k])
         return [[answers[i, j] for j in range(len(job.prompts))] for i, job in enumerate(jobs)]
 
-    def _forward(self, tile: Tile, jobs: Sequence[ImageJob]) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, tile: Tile, images: Mapping[int, PreparedEmbedding]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns logits [P, K, 256, 256] float32, mask tokens [P, K] int64 and predicted IoU [P, K] float32."""
         offsets = self._to_device(tile.offsets)
         tokens = nested_tensor_from_jagged(self._embed_tokens(tile).to(self.dtype), offsets)
-        queries, features = self._transform(tokens, self._embed_sources(tile, jobs))
+        pixels = Pixels(self._prepare_sources(tile, images), np.diff(tile.offsets).tolist(), self._positions)
+        queries = self._transform(tokens, pixels)
         outputs = queries[:, :5].float()
         iou = self._heads.iou_prediction_head(outputs[:, 0])
         mlps = self._heads.output_hypernetworks_mlps
@@ -113,7 +115,8 @@ class DecoderModel:
         wanted = self._to_device(tile.wanted)
         wanted = torch.where(wanted < 0, iou[:, 1:].argmax(dim=1, keepdim=True) + 1, wanted)
         chosen = hyper.gather(1, wanted[..., None].expand(-1, -1, hyper.shape[-1]))
-        return self._paint(features, chosen.to(self.dtype)).float(), wanted, iou.gather(1, wanted)
+        logits = paint(self._decoder.output_upscaling, pixels.own, chosen.to(self.dtype)).float()
+        return logits, wanted, iou.gather(1, wanted)
 
     def _embed_tokens(self, tile: Tile) -> Tensor:
         """Returns [P, 5 + T, 256] float32: the IoU token, four mask tokens and the prompt's own."""
@@ -126,30 +129,42 @@ class DecoderModel:
         prompt = encoding * (kinds > 0)[..., None] + self._kind_embeddings[kinds]
         return torch.cat([self._output_tokens.expand(len(prompt), -1, -1), prompt], dim=1)
 
-    def _embed_sources(self, tile: Tile, jobs: Sequence[ImageJob]) -> Tensor:
-        """Returns [S, 4096, 256]: each source's image embedding plus its dense prompt embedding."""
-        images = torch.stack([jobs[i].embedding.to(self.device, self.dtype, non_blocking=True) for i in tile.jobs])
-        unmasked = len(tile.image_of_source) - len(tile.mask_inputs)
-        dense = self._encoder.no_mask_embed.weight.view(1, CHANNELS, 1, 1).expand(unmasked, -1, GRID, GRID)
-        if len(tile.mask_inputs):
-            dense = torch.cat([dense, self._encoder.mask_downscaling(self._to_device(tile.mask_inputs))])
-        sources: Tensor = images[self._to_device(tile.image_of_source)] + dense.to(self.dtype)
-        return sources.flatten(2).mT.contiguous()
+    @torch.no_grad()
+    def prepare(self, embedding: Tensor) -> PreparedEmbedding:
+        """An embedding with what every click on it needs and none changes; callers keep it.
 
-    def _transform(self, tokens: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """`TwoWayTransformer.forward` for jagged prompts: tokens [S, j, T, 256], sources [S, 4096, 256].
+        Args:
+            embedding: [256, 64, 64] of any floating dtype, on any device.
+        """
+        pixels = embedding.to(self.device, self.dtype).flatten(1).mT + self._encoder.no_mask_embed.weight.to(self.dtype)
+        return PreparedEmbedding(prepare_rows(self._decoder.transformer, pixels[None], self._positions)[0])
+
+    def _prepared(self, job: ImageJob) -> PreparedEmbedding:
+        return job.embedding if isinstance(job.embedding, PreparedEmbedding) else self.prepare(job.embedding)
+
+    def _prepare_sources(self, tile: Tile, images: Mapping[int, PreparedEmbedding]) -> list[PreparedEmbedding]:
+        """Each source of a tile; only those with mask inputs need work."""
+        sources = [images[i] for i in tile.job_of_source]
+        if len(tile.mask_inputs):
+            dense = self._encoder.mask_downscaling(self._to_device(tile.mask_inputs)).flatten(2).mT
+            dense = (dense - self._encoder.no_mask_embed.weight).to(self.dtype)
+            masked = sources[-len(dense) :]
+            pixels = torch.stack([image.pixels for image in masked]) + dense
+            rows = prepare_rows(self._decoder.transformer, pixels, self._positions)
+            sources[-len(dense) :] = map(PreparedEmbedding, rows)
+        return sources
+
+    def _transform(self, tokens: Tensor, pixels: Pixels) -> Tensor:
+        """`TwoWayTransformer.forward` for jagged prompts, tokens [S, j, T, 256], that changes the pixels they see.
 
         All prompts of a tile have T tokens, so the arithmetic runs on the packed values; a dispatch through
-        NestedTensor costs about 100 us an operation and broadcasts sources by padding.
+        NestedTensor costs about 100 us an operation.
 
         Returns:
-            [P, T, 256] tokens and [P, 4096, 256] features.
+            [P, T, 256] tokens.
         """
         transformer = self._decoder.transformer
-        offsets: Tensor = tokens.offsets()  # type: ignore[attr-defined]  # absent from torch's stubs
-        tokens = tokens.values()
-        spread = _spreader(offsets, len(tokens))
-        queries, keys = tokens, sources
+        queries = tokens = tokens.values()
         for layer in transformer.layers:
             if layer.skip_first_layer_pe:
                 queries = _attend(layer.self_attn, queries, queries, queries)
@@ -157,68 +172,19 @@ class DecoderModel:
                 located = queries + tokens
                 queries = queries + _attend(layer.self_attn, located, located, queries)
             queries = layer.norm1(queries)
-            located = keys + self._positions
-            to_image = layer.cross_attn_token_to_image
-            queries = layer.norm2(queries + _attend(to_image, queries + tokens, located, keys, spread_keys=spread))
+            queries = layer.norm2(queries + pixels.read(layer.cross_attn_token_to_image, queries + tokens))
             queries = layer.norm3(queries + layer.mlp(queries))
-            to_token = layer.cross_attn_image_to_token
-            update = _attend(to_token, located, queries + tokens, queries, spread_queries=spread)
-            keys = layer.norm4(update.add_(spread(keys)))
-            spread = _same
-        final = transformer.final_attn_token_to_image
-        queries = queries + _attend(final, queries + tokens, keys + self._positions, keys)
-        return transformer.norm_final_attn(queries), keys
-
-    def _paint(self, features: Tensor, hyper: Tensor) -> Tensor:
-        """Upscale features [P, 4096, 256] and weigh them by hyper [P, K, 32] into logits [P, K, 256, 256].
-
-        Both transposed convolutions have stride equal to their kernel, so each is a linear layer of every pixel on its
-        own. The 2 x 2 blocks stay behind one another until the end, where only K channels are left to shuffle.
-        """
-        first, norm, activation, second, last_activation = self._decoder.output_upscaling
-        pixels = _upscale(first, features)
-        pixels = activation(F.layer_norm(pixels, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        pixels = last_activation(_upscale(second, pixels))
-        blocks: Tensor = (pixels @ hyper.mT).view(len(hyper), GRID, GRID, 2, 2, 2, 2, -1)
-        return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(hyper), -1, LOW_RES_SIDE_PX, LOW_RES_SIDE_PX)
+            pixels.write(layer.cross_attn_image_to_token, layer.norm4, queries + tokens, queries)
+        queries = queries + pixels.read(transformer.final_attn_token_to_image, queries + tokens)
+        normalised: Tensor = transformer.norm_final_attn(queries)
+        return normalised
 
     def _to_device(self, array: object) -> Tensor:
         return torch.as_tensor(array).to(self.device, non_blocking=True)
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _attend(
-    attention: Any,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    spread_queries: Spread = _same,
-    spread_keys: Spread = _same,
-) -> Tensor:
-    """`Attention.forward` of segment_anything on [N, n, 256], spreading per-source sides after their projection."""
-    q = spread_queries(attention.q_proj(queries))
-    k, v = spread_keys(attention.k_proj(keys)), spread_keys(attention.v_proj(values))
-    q, k, v = (side.reshape(*side.shape[:2], attention.num_heads, -1).transpose(1, 2) for side in (q, k, v))
-    output: Tensor = attention.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+def _attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`Attention.forward` of segment_anything on [N, n, 256]."""
+    mixed = attend_by_head(attention.q_proj(queries), attention.k_proj(keys), attention.v_proj(values))
+    output: Tensor = attention.out_proj(mixed)
     return output
-
-
-def _spreader(offsets: Tensor, prompts: int) -> Spread:
-    """A function that repeats [S, ...] per prompt into [P, ...], as a view where there is one source."""
-    if len(offsets) == 2:
-        return lambda tensor: tensor.expand(prompts, *tensor.shape[1:])
-    sources = torch.arange(len(offsets) - 1, device=offsets.device)
-    source_of_prompt = torch.repeat_interleave(sources, offsets.diff(), output_size=prompts)
-    return lambda tensor: tensor[source_of_prompt]
-
-
-def _upscale(convolution: nn.ConvTranspose2d, pixels: Tensor) -> Tensor:
-    """A 2 x 2, stride 2 transposed convolution: [P, n, C_in] to [P, 4 n, C_out], each pixel's block together."""
-    out_channels = convolution.out_channels
-    weight = convolution.weight.permute(2, 3, 1, 0).reshape(4 * out_channels, -1)
-    bias = convolution.bias.repeat(4) if convolution.bias is not None else None
-    return F.linear(pixels, weight, bias).view(len(pixels), -1, out_channels)

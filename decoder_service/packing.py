@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.prompts import FloatArray, Prompt, Selection
 
 NOT_A_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = range(5)
@@ -25,14 +26,15 @@ class ImageJob:
     """One image of one caller, with the prompts to decode.
 
     Args:
-        embedding: [256, 64, 64] fp16, bf16 or fp32 on any device; jobs that pass the same tensor share its work.
+        embedding: as `DecoderModel.prepare` made it, or [256, 64, 64] fp16, bf16 or fp32 on any device, prepared anew
+            in each batch; jobs that pass the same one share its work.
         original_size: (height, width) of the upright image in pixels.
         input_size: (height, width) of the resized image inside the padded 1024 x 1024 input.
         prompts: refinement tokens already resolved into `mask_input`.
         selection: which masks, or None for each prompt's default.
     """
 
-    embedding: torch.Tensor
+    embedding: PreparedEmbedding | torch.Tensor
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     prompts: tuple[Prompt, ...]
@@ -45,8 +47,7 @@ class Tile:
 
     Args:
         owners: for each prompt its (job, prompt) indices.
-        jobs: for each distinct embedding a job that carries it.
-        image_of_source: [S] int64, index into `jobs`.
+        job_of_source: for each source the first job that carries its embedding.
         mask_inputs: [M, 1, 256, 256] float32, of the last M sources.
         offsets: [S + 1] int64, where each source's prompts begin.
         coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
@@ -55,8 +56,7 @@ class Tile:
     """
 
     owners: tuple[tuple[int, int], ...]
-    jobs: tuple[int, ...]
-    image_of_source: npt.NDArray[np.int64]
+    job_of_source: tuple[int, ...]
     mask_inputs: FloatArray
     offsets: npt.NDArray[np.int64]
     coords: FloatArray
@@ -122,14 +122,12 @@ def _tile(entries: list[_Entry]) -> Tile:
             sources.append(source)
             counts.append(0)
         counts[-1] += 1
-    jobs = sorted({image for image, _ in sources})
     masks = [prompt.mask_input for _, prompt in sources if prompt is not None and prompt.mask_input is not None]
     tokens = [TOKENS_OF_SELECTION[entry.selection] for entry in entries]
     width = max(map(len, tokens))
     return Tile(
         owners=tuple(entry.owner for entry in entries),
-        jobs=tuple(jobs),
-        image_of_source=np.array([jobs.index(image) for image, _ in sources], np.int64),
+        job_of_source=tuple(image for image, _ in sources),
         mask_inputs=np.stack(masks)[:, None] if masks else np.zeros((0, 1, 4, 4), np.float32),
         offsets=np.cumsum([0, *counts], dtype=np.int64),
         coords=np.stack([entry.coords for entry in entries]),

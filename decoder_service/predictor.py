@@ -121,7 +121,7 @@ class Predictor:
         queue_ms = model_ms = 0.0
         for start in range(0, len(prompts), self._batch_prompts):
             job = ImageJob(
-                embedding=embedding.values,
+                embedding=embedding.prepared,
                 original_size=_rows_columns(embedding.header.image_size),
                 input_size=_rows_columns(embedding.header.input_size),
                 prompts=tuple(prompts[start : start + self._batch_prompts]),

@@ -69,7 +69,7 @@ class DecoderService:
             self._cache,
             self._keys,
             model_id=info.model_id,
-            device=self._device,
+            prepare=model.prepare,
             budget_bytes=settings.memory_bytes,
             ttl_s=settings.embedding_ttl_s,
             metrics=self._metrics,

@@ -103,7 +103,8 @@ async def serve(redis_server, metrics):
         )
         batcher.start()
         stores = {"budget_bytes": 2**24, "ttl_s": 60, "metrics": metrics}
-        embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, device=torch.device("cpu"), **stores)
+        prepare = DecoderModel(sam(), "cpu").prepare
+        embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, prepare=prepare, **stores)
         everything = Everything(
             batcher,
             embeddings,

@@ -16,11 +16,13 @@ ROUNDING = 1e-6
 KINDS = {
     "point": {"points": 1},
     "points": {"points": 5},
+    "many points": {"points": 30},
     "box": {"box": True},
     "both": {"points": 3, "box": True},
     "mask": {"mask": True},
     "point and mask": {"points": 1, "mask": True},
     "all": {"points": 2, "box": True, "mask": True},
+    "many points and mask": {"points": 17, "mask": True},
 }
 
 
@@ -131,6 +133,14 @@ def test_precision_of_service_leaves_weights_of_sam_alone():
     for name, value in random_sam().state_dict().items():
         assert value.dtype is torch.float32
         assert torch.equal(value, before[name])
+
+
+def test_prepared_embedding_gives_what_its_tensor_gives_and_says_its_size(model):
+    asked = [prompt(20, ODD_SIZE, points=1), prompt(21, ODD_SIZE, box=True, mask=True)]
+    prepared = model.prepare(embedding(13))
+    [kept], [anew] = (model.decode([image_job(values, ODD_SIZE, asked)]) for values in (prepared, embedding(13)))
+    assert all(torch.equal(one.logits, other.logits) for one, other in zip(kept, anew, strict=True))
+    assert prepared.size_bytes == 4096 * 640 * 4
 
 
 def test_embedding_in_fp16_gives_what_its_values_give(model):

@@ -35,8 +35,7 @@ def test_prompts_without_mask_share_the_source_of_their_embedding():
     [tile] = pack(jobs, max_prompts=64)
     assert tile.owners == ((0, 1), (2, 0), (1, 0), (0, 0))
     assert tile.offsets.tolist() == [0, 2, 3, 4]
-    assert tile.image_of_source.tolist() == [0, 1, 0]
-    assert tile.jobs == (0, 1)
+    assert tile.job_of_source == (0, 1, 0)
     assert tile.mask_inputs.shape == (1, 1, 256, 256)
 
 
