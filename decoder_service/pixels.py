@@ -67,7 +67,7 @@ class Pixels:
             keys, values = attention.k_proj(self._located_pixels()), attention.v_proj(self._own)
             mixed = attend_by_head(queries, keys, values)
         else:
-            rows = to_pixel_side(queries * _scale(queries), attention.k_proj.weight)
+            rows = to_pixel_side(queries * head_scale(queries), attention.k_proj.weight)
             weights = torch.bmm(rows, self._located_pixels().mT).softmax(-1)
             mixed = from_pixel_side(torch.bmm(weights, self._own), attention.v_proj)
         output: Tensor = attention.out_proj(mixed)
@@ -83,7 +83,7 @@ class Pixels:
         if tokens.shape[1] > MOST_ABSORBED_TOKENS:
             updates = self._write_projected(attention, keys, values)
         else:
-            keys = keys * _scale(keys)
+            keys = keys * head_scale(keys)
             scores = self._score(attention, keys)
             weights = scores.view(len(scores), HEADS, -1, PIXELS).softmax(2).view_as(scores)
             # The weights of a head add up to one, so its share of the bias goes with every token.
@@ -183,6 +183,6 @@ def from_pixel_side(mixed: Tensor, projection: Any) -> Tensor:
     return joined
 
 
-def _scale(side: Tensor) -> float:
+def head_scale(side: Tensor) -> float:
     """Of the scores; a power of two, so it rounds nothing."""
     return float((side.shape[-1] // HEADS) ** -0.5)

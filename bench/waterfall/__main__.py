@@ -31,7 +31,7 @@ from splitsam.common.device import choose_device
 from splitsam.common.errors import CheckpointError
 from splitsam.common.settings import SettingsProblem
 
-UNPUBLISHED = ("--commit", "--results", "--limit-seconds", "--held-out", "--trace", "--profile-top")
+UNPUBLISHED = ("--commit", "--results", "--limit-seconds", "--held-out", "--trace", "--profile-top", "--log")
 
 
 def describe_row(row: Row) -> str:
@@ -48,7 +48,9 @@ def describe_row(row: Row) -> str:
     )
 
 
-def describe_machine(device: torch.device, commit: str, arguments: Sequence[str]) -> dict[str, str]:
+def describe_machine(
+    device: torch.device, commit: str, arguments: Sequence[str], program: str = "bench.waterfall"
+) -> dict[str, str]:
     """The columns that are the same in all rows of a run."""
     try:
         triton = importlib.metadata.version("triton")
@@ -60,7 +62,7 @@ def describe_machine(device: torch.device, commit: str, arguments: Sequence[str]
         "torch": torch.__version__,
         "triton": triton if cuda else "",
         "commit": commit or read_commit(),
-        "command": shlex.join(["python", "-m", "bench.waterfall", *_published(arguments)]),
+        "command": shlex.join(["python", "-m", program, *_published(arguments)]),
     }
 
 

@@ -1,12 +1,14 @@
 """The rows of the waterfall: one rung of one model at one batch, and the CSV that keeps them."""
 
-import csv
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench import results_file
+from bench.results_file import RESULTS
+
+__all__ = ["BASELINE", "COLUMNS", "RESULTS", "ResultsFile", "Row", "read_rows"]
+
 BASELINE = "segment-anything"
-RESULTS = Path(__file__).parents[1] / "results"
 Key = tuple[str, str, str, int, str]
 
 
@@ -55,79 +57,14 @@ class Row:
         return self.scope, self.model, self.weights, self.batch, self.gpu
 
 
-COLUMNS = tuple(column.name for column in fields(Row))
+COLUMNS = results_file.columns(Row)
 
 
-class ResultsFile:
-    """The CSV of one GPU, rewritten with every row that is added.
-
-    The first row of a key drops what earlier runs have left under that key: ratios compare within one run only.
-    """
-
+class ResultsFile(results_file.ResultsFile[Row]):
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._begun: set[Key] = set()
-
-    def add(self, row: Row) -> None:
-        kept = read_rows(self._path) if self._path.exists() else []
-        if row.key not in self._begun:
-            kept = [other for other in kept if other.key != row.key]
-            self._begun.add(row.key)
-        write_rows(self._path, sorted([*kept, row], key=lambda row: row.key))
+        super().__init__(path, Row)
 
 
 def read_rows(path: Path) -> list[Row]:
     """Raises ValueError when the file has other columns."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} has not the columns {', '.join(COLUMNS)}")
-        return [_parse(record) for record in reader]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Never leaves half a file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _format(value) for name, value in asdict(row).items()} for row in rows)
-    os.replace(unfinished, path)
-
-
-def _format(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _parse(record: dict[str, str]) -> Row:
-    def number(name: str) -> float | None:
-        return float(record[name]) if record[name] else None
-
-    def required(name: str) -> float:
-        return float(record[name])
-
-    return Row(
-        scope=record["scope"],
-        model=record["model"],
-        weights=record["weights"],
-        batch=int(record["batch"]),
-        rung=record["rung"],
-        ms_p50=required("ms_p50"),
-        ms_p99=required("ms_p99"),
-        img_s=required("img_s"),
-        x_prev=number("x_prev"),
-        x_fp32=required("x_fp32"),
-        peak_mib=number("peak_mib"),
-        compile_s=required("compile_s"),
-        embedding_error=required("embedding_error"),
-        mask_miou=number("mask_miou"),
-        index_flips=int(record["index_flips"]) if record["index_flips"] else None,
-        gpu=record["gpu"],
-        torch=record["torch"],
-        triton=record["triton"],
-        commit=record["commit"],
-        command=record["command"],
-    )
+    return results_file.read_rows(path, Row)

@@ -5,9 +5,11 @@ import pytest
 import torch
 from decoder_support import SamPredictor, embedding, image_job, prompt, random_sam, reference
 
+from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.masks import upsample_logits, write_masks
 from splitsam.decoder_service.model import DecoderModel
-from splitsam.decoder_service.packing import ImageJob
+from splitsam.decoder_service.network import Network
+from splitsam.decoder_service.packing import ImageJob, pack
 from splitsam.decoder_service.prompts import OutputOptions, Prompt, Selection
 
 ODD_SIZE = (333, 517)
@@ -160,3 +162,23 @@ def test_labels_and_point_order_reach_the_model(model):
     asked = [Prompt(points, np.array(labels)) for labels in ([1, 0], [0, 1], [1, 1])]
     [answers] = model.decode([image_job(embedding(12), ODD_SIZE, asked)])
     assert all((answers[0].logits - other.logits).abs().max() > 1e-3 for other in answers[1:])
+
+
+def test_prompts_that_find_their_image_by_its_address_get_the_same_logits():
+    network = Network(random_sam(), torch.device("cpu"), torch.float32)
+    model, runner = DecoderModel(random_sam(), "cpu"), TileRunner(network, 16)
+    kinds = [kind for kind in KINDS.values() if kind.get("points", 0) <= 11]
+    images = [model.prepare(embedding(seed)) for seed in (21, 22)]
+    jobs = [
+        image_job(image, ODD_SIZE, [prompt(j, ODD_SIZE, **kind) for j, kind in enumerate(kinds)]) for image in images
+    ]
+    expected = model.decode(jobs)
+    tiles = [tile for tile in pack(jobs, 16) if not len(tile.mask_inputs)]
+    assert sum(len(tile.owners) for tile in tiles) == 8
+    for tile in tiles:
+        found = runner.run(tile, [images[i] for i in tile.job_of_source])
+        for row, (i, j) in enumerate(tile.owners):
+            answer = expected[i][j]
+            torch.testing.assert_close(found.logits[row], answer.logits, atol=2e-5, rtol=0)
+            assert found.mask_indices[row].tolist() == list(answer.mask_indices)
+            assert found.predicted_iou[row].tolist() == pytest.approx(list(answer.predicted_iou), abs=1e-5)
