@@ -7,6 +7,7 @@ The function is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` o
 image alone is computed once for each embedding, and projections of pixels are moved to the tokens: see `Pixels`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,11 +19,14 @@ from torch.nested import nested_tensor_from_jagged
 
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
+from splitsam.decoder_service.cutting import CutMask, Cutter, Uncut
 from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import TOKENS_OF_SELECTION, ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
 from splitsam.decoder_service.prepared import PreparedEmbedding
+
+Owner = tuple[int, int]  # a job, and a prompt of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +37,13 @@ class PromptLogits:
         mask_indices: which mask token made each: 0, or 1 to 3.
         predicted_iou: the model's own estimate for each, about 0 to 1.
         logits: [k, 256, 256] float32 of the padded input, on the model's device; a view of its tile.
+        cut: the masks themselves, where the job asked for them and the model is on a GPU.
     """
 
     mask_indices: tuple[int, ...]
     predicted_iou: tuple[float, ...]
     logits: Tensor
+    cut: tuple[CutMask, ...] | None = None
 
 
 class DecoderModel:
@@ -61,6 +67,7 @@ class DecoderModel:
         self.dtype = DTYPES[precision]
         self.max_prompts_per_forward = max_prompts_per_forward
         self._network = Network(sam, self.device, self.dtype)
+        self._cutter = Cutter(self.device)
         self._runner = TileRunner(self._network, max_prompts_per_forward)
 
     @torch.no_grad()
@@ -93,22 +100,38 @@ class DecoderModel:
         with exact_convolutions(self.device, self.dtype):
             sources = [self._prepare_sources(tile, images) for tile in tiles]
             outputs = [self._forward(tile, found) for tile, found in zip(tiles, sources, strict=True)]
-        # One copy for all tiles: the host waits for the device here and nowhere before.
+        rows = [
+            (owner, row if k == len(row) else row[:k])
+            for tile, output in zip(tiles, outputs, strict=True)
+            for owner, row in zip(tile.owners, output.logits.unbind(), strict=True)
+            for k in (len(_tokens_of(jobs, owner)),)
+        ]
+        cut = self._cut(jobs, rows)
+        # One copy for all tiles: the host waits for the device here, and above for what was cut, and nowhere before.
         numbers = [torch.stack([output.mask_indices.float(), output.predicted_iou], -1).flatten() for output in outputs]
         host = torch.cat(numbers).tolist() if numbers else []
+        widths = [tile.wanted.shape[1] for tile in tiles for _ in tile.owners]
         answers: dict[tuple[int, int], PromptLogits] = {}
         position = 0
-        for tile, output in zip(tiles, outputs, strict=True):
-            width = tile.wanted.shape[1]
-            for logits, (i, j) in zip(output.logits.unbind(), tile.owners, strict=True):
-                scores = host[position : position + 2 * width]
-                position += 2 * width
-                k = len(TOKENS_OF_SELECTION[jobs[i].prompts[j].resolve(jobs[i].selection)])
-                indices = tuple(int(index) for index in scores[: 2 * k : 2])
-                answers[i, j] = PromptLogits(
-                    indices, tuple(scores[1 : 2 * k : 2]), logits if k == width else logits[:k]
-                )
+        for (owner, logits), width in zip(rows, widths, strict=True):
+            scores = host[position : position + 2 * len(logits)]
+            position += 2 * width
+            indices = tuple(int(index) for index in scores[::2])
+            answers[owner] = PromptLogits(indices, tuple(scores[1::2]), logits, cut.get(owner))
         return [[answers[i, j] for j in range(len(job.prompts))] for i, job in enumerate(jobs)]
+
+    def _cut(self, jobs: Sequence[ImageJob], rows: Sequence[tuple[Owner, Tensor]]) -> dict[Owner, tuple[CutMask, ...]]:
+        """The masks of each prompt whose job asks for them, on a GPU."""
+        if self.device.type != "cuda":
+            return {}
+        asked = [(owner, logits, cut) for owner, logits in rows if (cut := jobs[owner[0]].cut) is not None]
+        uncut = [
+            Uncut(one, jobs[owner[0]].input_size, jobs[owner[0]].original_size, cut)
+            for owner, logits, cut in asked
+            for one in logits.unbind()
+        ]
+        masks = iter(self._cutter.cut(uncut))
+        return {owner: tuple(itertools.islice(masks, len(logits))) for owner, logits, _ in asked}
 
     def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
         network = self._network
@@ -132,3 +155,8 @@ class DecoderModel:
 
     def _to_device(self, array: object) -> Tensor:
         return torch.as_tensor(array).to(self.device, non_blocking=True)
+
+
+def _tokens_of(jobs: Sequence[ImageJob], owner: Owner) -> tuple[int, ...]:
+    job, prompt = jobs[owner[0]], jobs[owner[0]].prompts[owner[1]]
+    return TOKENS_OF_SELECTION[prompt.resolve(job.selection)]

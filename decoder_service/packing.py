@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.prompts import FloatArray, Prompt, Selection
 
@@ -32,6 +33,7 @@ class ImageJob:
         input_size: (height, width) of the resized image inside the padded 1024 x 1024 input.
         prompts: refinement tokens already resolved into `mask_input`.
         selection: which masks, or None for each prompt's default.
+        cut: where a GPU is to cut the logits into masks along the way, or None not to; a CPU never does.
     """
 
     embedding: PreparedEmbedding | torch.Tensor
@@ -39,6 +41,7 @@ class ImageJob:
     input_size: tuple[int, int]
     prompts: tuple[Prompt, ...]
     selection: Selection | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,8 @@ class _Entry:
     owner: tuple[int, int]
     image: int
     prompt: Prompt
-    coords: FloatArray
-    kinds: npt.NDArray[np.int64]
+    coords: list[tuple[float, float]]
+    kinds: list[int]
     selection: Selection
 
 
@@ -92,25 +95,28 @@ def pack(jobs: Sequence[ImageJob], max_prompts: int) -> list[Tile]:
 
 def prompt_tokens(
     prompt: Prompt, original_size: tuple[int, int], input_size: tuple[int, int]
-) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+) -> tuple[list[tuple[float, float]], list[int]]:
     """Lay a prompt out as the tokens that `PromptEncoder` makes of it: points, then box corners or a padding token.
 
+    Lists, because a batch has hundreds of prompts, and arrays of two numbers are slow.
+
     Returns:
-        [T, 2] float32 pixels (x, y) of the 1024 x 1024 input, and [T] int64 kinds.
+        T pixels (x, y) of the 1024 x 1024 input, and T kinds.
 
     Source: `ResizeLongestSide.apply_coords` and `PromptEncoder.forward` of segment_anything.
     """
-    points = prompt.points.reshape(-1, 2).astype(np.float64)
-    kinds = np.where(prompt.labels == 1, FOREGROUND, BACKGROUND)
+    points = prompt.points.tolist()
+    kinds = [FOREGROUND if label == 1 else BACKGROUND for label in prompt.labels.tolist()]
     if prompt.box is not None:
-        points = np.concatenate([points, prompt.box.reshape(2, 2).astype(np.float64)])
-        kinds = np.concatenate([kinds, [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]])
-    elif len(points):
-        points = np.concatenate([points, np.zeros((1, 2))])
-        kinds = np.concatenate([kinds, [NOT_A_POINT]])
+        x0, y0, x1, y1 = prompt.box.tolist()
+        points += [(x0, y0), (x1, y1)]
+        kinds += [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
+    elif points:
+        points.append((0.0, 0.0))
+        kinds.append(NOT_A_POINT)
     # The sides are rounded to whole pixels one by one, so x and y scale a little differently.
-    scale = np.array([input_size[1] / original_size[1], input_size[0] / original_size[0]])
-    return (points * scale).astype(np.float32), kinds.astype(np.int64)
+    x_scale, y_scale = input_size[1] / original_size[1], input_size[0] / original_size[0]
+    return [(x * x_scale, y * y_scale) for x, y in points], kinds
 
 
 def _tile(entries: list[_Entry]) -> Tile:
@@ -130,7 +136,7 @@ def _tile(entries: list[_Entry]) -> Tile:
         job_of_source=tuple(image for image, _ in sources),
         mask_inputs=np.stack(masks)[:, None] if masks else np.zeros((0, 1, 4, 4), np.float32),
         offsets=np.cumsum([0, *counts], dtype=np.int64),
-        coords=np.stack([entry.coords for entry in entries]),
-        kinds=np.stack([entry.kinds for entry in entries]),
+        coords=np.array([entry.coords for entry in entries], np.float32).reshape(len(entries), -1, 2),
+        kinds=np.array([entry.kinds for entry in entries], np.int64),
         wanted=np.array([(token * width)[:width] for token in tokens], np.int64),
     )

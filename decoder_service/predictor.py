@@ -11,6 +11,7 @@ from splitsam.common.errors import CacheUnavailable
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import RecordHeader, Size
 from splitsam.common.tasks import gather_or_cancel
+from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import Embedding, EmbeddingStore
 from splitsam.decoder_service.masks import Mask, write_masks
 from splitsam.decoder_service.messages import ImageMasks, ReplyBudget, Timings, check_reply_can_fit
@@ -126,6 +127,7 @@ class Predictor:
                 input_size=_rows_columns(embedding.header.input_size),
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
+                cut=Cut(output.mask_threshold),
             )
             served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane)
             answers += served.value

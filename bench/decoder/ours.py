@@ -8,14 +8,16 @@ import torch
 from bench.decoder.scenes import HEIGHT, WIDTH, Rle, Scene
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.candidates import Candidate, Thresholds, drop_doubles, sift
-from splitsam.decoder_service.everything import build_point_grid
-from splitsam.decoder_service.masks import Mask, write_mask, write_masks
+from splitsam.decoder_service.cutting import Cut
+from splitsam.decoder_service.everything import build_point_grid, write_candidate
+from splitsam.decoder_service.masks import Mask, write_masks
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import OutputOptions, Prompt, Selection
 
 SIZE = (HEIGHT, WIDTH)
 LABEL = np.ones(1, np.int64)
+CUT = Cut()
 
 
 class Ours:
@@ -23,6 +25,7 @@ class Ours:
 
     def __init__(self, sam: Sam, scenes: Sequence[Scene], device: torch.device, precision: str, prompts: int) -> None:
         self.model = DecoderModel(sam, device, "bf16" if precision == "bf16" else "fp32", prompts)
+        self.model.capture()
         self._prompts = prompts
         self._prepared = {id(scene): self.model.prepare(scene.embedding) for scene in scenes}
 
@@ -31,7 +34,7 @@ class Ours:
         return rle
 
     def decode(self, scenes: Sequence[Scene], selection: Selection = Selection.ALL) -> list[list[PromptLogits]]:
-        return self.model.decode([self._job(scene, scene.clicks, selection) for scene in scenes])
+        return self.model.decode([self._job(scene, scene.clicks, selection, cut=None) for scene in scenes])
 
     def segment(self, scenes: Sequence[Scene]) -> list[Rle]:
         return self._segment([self._job(scene, scene.clicks, Selection.BEST) for scene in scenes])
@@ -54,17 +57,7 @@ class Ours:
             for point, answer in zip(piece, answers, strict=True):
                 found += sift(answer, job, (float(point[0]), float(point[1])), thresholds, 0.0)
         kept = drop_doubles(found, [candidate.predicted_iou for candidate in found], thresholds.box_nms)
-        return [
-            write_mask(
-                candidate.to_bitmap(SIZE),
-                OutputOptions(),
-                mask_index=candidate.mask_index,
-                predicted_iou=candidate.predicted_iou,
-                stability_score=candidate.stability_score,
-                logits=None,
-            )
-            for candidate in kept
-        ]
+        return [write_candidate(candidate, SIZE, OutputOptions(), None) for candidate in kept]
 
     def _segment(self, jobs: Sequence[ImageJob]) -> list[Rle]:
         answers = self.model.decode(jobs)
@@ -80,13 +73,14 @@ class Ours:
             write_masks(answer, input_size=job.input_size, original_size=job.original_size, output=OutputOptions())
         )
 
-    def _job(self, scene: Scene, points: np.ndarray, selection: Selection) -> ImageJob:
+    def _job(self, scene: Scene, points: np.ndarray, selection: Selection, cut: Cut | None = CUT) -> ImageJob:
         return ImageJob(
             embedding=self._prepared[id(scene)],
             original_size=SIZE,
             input_size=scene.input_size,
             prompts=tuple(Prompt(point[None], LABEL) for point in points),
             selection=selection,
+            cut=cut,
         )
 
 

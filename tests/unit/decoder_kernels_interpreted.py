@@ -8,8 +8,11 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import cv2
 import torch
 
+from splitsam.decoder_service.cutting import Cut, Cutter, Uncut
+from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.kernels.paint_logits import paint_logits, paint_logits_reference
 from splitsam.kernels.read_pixels import launch_read_pixels, read_pixels, read_pixels_reference
 from splitsam.kernels.write_pixels import write_pixels, write_pixels_reference
@@ -96,7 +99,42 @@ def errors(case: str, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+def smooth_logits(seed: int) -> torch.Tensor:
+    coarse = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+    return 6 * torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic")[0, 0]
+
+
+def input_size_of(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (int(1024 / max(size) * side + 0.5) for side in size)
+    return height, width
+
+
+def cut_cases() -> dict[str, tuple[torch.Tensor, tuple[int, int]]]:
+    sizes = [(33, 51), (64, 40), (1, 7), (100, 131)]
+    cases = {f"{height} x {width}": (smooth_logits(height), (height, width)) for height, width in sizes}
+    cases |= {"empty": (torch.full((256, 256), -9.0), (40, 50)), "full": (torch.full((256, 256), 9.0), (65, 50))}
+    return cases | {"noise": (20 * torch.randn(256, 256), (70, 90))}
+
+
+def compare_cuts(room: int) -> dict[str, list[object]]:
+    """For each mask of one call what it is, and what it ought to be."""
+    cut = Cut(0.5, 1.0)
+    cases = cut_cases()
+    uncut = [Uncut(logits.contiguous(), input_size_of(size), size, cut) for logits, size in cases.values()]
+    found = {}
+    for name, one, mask in zip(cases, uncut, Cutter(torch.device("cpu")).cut(uncut, room), strict=True):
+        sizes = {"input_size": one.input_size, "original_size": one.original_size}
+        options = {"mask_threshold": cut.threshold, "stability_offset": cut.stability_offset}
+        [(bitmap, stability)] = cut_masks(one.logits[None], **sizes, **options)
+        x, y, width, height = cv2.boundingRect(bitmap)
+        box = [x, y, x + width, y + height] if width else None
+        measures = [mask.encode_rle(), mask.area_px, mask.stability_score, mask.box and list(mask.box)]
+        wanted = [encode_rle(bitmap), int(bitmap.sum()), stability, box]
+        found[f"{name} with room for {room}"] = [measures, wanted, bool((mask.to_bitmap() == bitmap).all())]
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {f"{case} {str(dtype).removeprefix('torch.')}": errors(case, dtype) for case in CASES for dtype in DTYPES}
-    print(json.dumps(results))
+    print(json.dumps({"errors": results, "cuts": compare_cuts(4096) | compare_cuts(3)}))

@@ -167,13 +167,13 @@ def test_labels_and_point_order_reach_the_model(model):
 def test_prompts_that_find_their_image_by_its_address_get_the_same_logits():
     network = Network(random_sam(), torch.device("cpu"), torch.float32)
     model, runner = DecoderModel(random_sam(), "cpu"), TileRunner(network, 16)
-    kinds = [kind for kind in KINDS.values() if kind.get("points", 0) <= 11]
+    kinds = [kind for kind in KINDS.values() if kind.get("points", 0) <= 11 and "mask" not in kind]
     images = [model.prepare(embedding(seed)) for seed in (21, 22)]
     jobs = [
         image_job(image, ODD_SIZE, [prompt(j, ODD_SIZE, **kind) for j, kind in enumerate(kinds)]) for image in images
     ]
     expected = model.decode(jobs)
-    tiles = [tile for tile in pack(jobs, 16) if not len(tile.mask_inputs)]
+    tiles = pack(jobs, 16)
     assert sum(len(tile.owners) for tile in tiles) == 8
     for tile in tiles:
         found = runner.run(tile, [images[i] for i in tile.job_of_source])

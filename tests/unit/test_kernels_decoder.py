@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,31 @@ from splitsam.kernels.read_pixels import MOST_SHARES, choose_shares, read_pixels
 from splitsam.kernels.write_pixels import write_pixels
 
 
-@pytest.mark.timeout(600)
-def test_kernels_err_no_more_than_twice_pytorch():
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, Any]]:
     program = Path(__file__).with_name("decoder_kernels_interpreted.py")
     run = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert len(found) == 14
-    for case, error in found.items():
+    found: dict[str, dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_kernels_err_no_more_than_twice_pytorch(interpreted: dict[str, dict[str, Any]]):
+    assert len(interpreted["errors"]) == 14
+    for case, error in interpreted["errors"].items():
         # In float32 PyTorch is what is compared with, so single roundings of the largest number are the measure.
         least = 2e-6 * error["largest"] if case.endswith("float32") else 0.0
         assert error["kernel"] <= max(2 * error["pytorch"], least), f"{case}: {error}"
+
+
+def test_masks_cut_together_are_those_cut_one_by_one_and_their_rle_is_that_of_pycocotools(
+    interpreted: dict[str, dict[str, Any]],
+):
+    assert len(interpreted["cuts"]) == 14
+    for case, (found, wanted, same_pixels) in interpreted["cuts"].items():
+        assert same_pixels, case
+        assert found == wanted, case
 
 
 @pytest.mark.parametrize("prompts", [1, 3, 8, 64, 1000])
