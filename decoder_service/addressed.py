@@ -21,8 +21,6 @@ from splitsam.decoder_service.pixels import (
     to_pixel_side,
 )
 from splitsam.decoder_service.prepared import CHANNELS, COLUMNS, INNER, PIXELS
-from splitsam.kernels.read_pixels import read_pixels
-from splitsam.kernels.write_pixels import write_pixels
 
 
 class AddressedPixels:
@@ -46,6 +44,8 @@ class AddressedPixels:
 
     def read(self, attention: Any, tokens: Tensor) -> Tensor:
         """As `Pixels.read`."""
+        from splitsam.kernels.read_pixels import read_pixels  # Triton is on Linux alone
+
         count = tokens.shape[1]
         queries = attention.q_proj(tokens)
         queries = _fill_up(queries * head_scale(queries))
@@ -62,6 +62,8 @@ class AddressedPixels:
 
     def write(self, attention: Any, norm: Any, tokens: Tensor, values: Tensor) -> None:
         """As `Pixels.write`."""
+        from splitsam.kernels.write_pixels import write_pixels
+
         count = tokens.shape[1]
         keys = attention.k_proj(tokens)
         keys = _fill_up(keys * head_scale(keys))

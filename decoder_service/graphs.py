@@ -82,7 +82,7 @@ class TileRunner:
         filled = np.concatenate([row_numbers, np.repeat(row_numbers[:1], size - count, axis=0)])
         captured.numbers.copy_(torch.from_numpy(filled).pin_memory(), non_blocking=True)
         captured.graph.replay()
-        # All graphs share their memory: the next tile overwrites what is not taken out of it now.
+        # The next tile of this shape overwrites what is not taken out now.
         found = captured.prediction
         return Prediction(
             found.logits[:count].clone(), found.mask_indices[:count].clone(), found.predicted_iou[:count].clone()

@@ -9,6 +9,7 @@ image alone is computed once for each embedding, and projections of pixels are m
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,6 +96,11 @@ class DecoderModel:
         Returns:
             For each job and each of its prompts, in order, its masks. Batch-mates change nothing but rounding.
         """
+        # Triton launches on the current device, which is each thread's own.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._decode(jobs)
+
+    def _decode(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
         tiles = pack(jobs, self.max_prompts_per_forward)
         images = {i: self._prepared(jobs[i]) for i in {i for tile in tiles for i in tile.job_of_source}}
         with exact_convolutions(self.device, self.dtype):

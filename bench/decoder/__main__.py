@@ -38,7 +38,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--forward", type=_positive, help="prompts in one forward pass; unset: 64, on a CPU 4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for timing a row, at most (five calls at least)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for timing a row, at most (three calls at least)")
     parser.add_argument("--calls", type=_positive, default=1000, help="timed for a row, at most")
     parser.add_argument("--limit-seconds", type=float, default=math.inf, help="leave out rows that would end later")
     parser.add_argument("--log", type=Path, help="write what is printed here, too")

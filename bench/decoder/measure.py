@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench.decoder.agreement import Agreement, compare, compare_everything, make_reference
-from bench.decoder.original import Original
+from bench.decoder.original import Annotation, Original
 from bench.decoder.ours import Ours
 from bench.decoder.rows import ORIGINAL, Row
 from bench.decoder.scenes import HEIGHT, WIDTH, Scene, draw_clicks, draw_images
@@ -43,7 +43,7 @@ class Options:
         clicks: on one of them, at most.
         side: points along the grid of everything mode.
         forward: prompts in one forward pass of ours.
-        seconds: spent on timing a row, at most (five calls at least).
+        seconds: spent on timing a row, at most (three calls at least).
         calls: timed for a row, at most.
         deadline: of `time.monotonic`; no row is begun that may not be done by then, judged by the last one of its
             scenario.
@@ -138,8 +138,12 @@ class Bench:
         call = self._call(scenario, ours)
         if scenario != "everything":
             return self._row(scenario, name, call, agreement.miou, agreement.index_flips)
-        wanted = self._original.generate(self._scenes[0], self._options.side, PREDICTED_IOU, STABILITY)
-        return self._row(scenario, name, call, compare_everything(call.run(), wanted), None)
+        return self._row(scenario, name, call, compare_everything(call.run(), self._everything), None)
+
+    @functools.cached_property
+    def _everything(self) -> list[Annotation]:
+        """What the original finds."""
+        return self._original.generate(self._scenes[0], self._options.side, PREDICTED_IOU, STABILITY)
 
     def _call(self, scenario: str, decoder: Original | Ours) -> Call:
         options, scenes = self._options, self._scenes

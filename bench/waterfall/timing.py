@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 MIB = 2**20
 LEAST_CALLS = 5
+LEAST_CALLS_ON_HOST = 3
 PROFILED_CALLS = 3
 
 
@@ -37,9 +38,9 @@ def time_calls(call: Callable[[], object], device: torch.device, seconds: float,
 
 
 def time_calls_on_host(call: Callable[[], object], device: torch.device, seconds: float, calls: int) -> list[float]:
-    """The same by the host's clock, each call with all that it waits for: what somebody waiting for its answer sees."""
+    """The same by the host's clock, each call with all that it waits for, and three calls at least."""
     first = time_on_host(call, device)
-    count = min(calls, max(LEAST_CALLS, int(1e3 * seconds / first)))
+    count = min(calls, max(LEAST_CALLS_ON_HOST, int(1e3 * seconds / first)))
     return [time_on_host(call, device) for _ in range(count)]
 
 
