@@ -7,7 +7,7 @@ Both resizings of segment_anything, to the padded input and from its image to th
 axis, and neighbouring rows of the padded input touch at most three rows of logits: so they are one product with three
 weights an axis, from tables that `axis_taps` makes. Bits are packed column by column, as COCO counts, 32 in a word.
 
-    _cut_kernel    a program per (32 rows x 128 columns, mask): bits; pixels above the threshold, above and below it by
+    _cut_kernel    a program per (32 rows x 64 columns, mask): bits; pixels above the threshold, above and below it by
                    the stability offset; the box
     _count_kernel  a program per (columns, mask): boundaries in each column, a pixel that differs from the one before it
     _place_kernel  the same: their positions y + x height, in order, from the running sum of those counts
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 SIDE, FRAME = 256, 1024
-WORD, COLUMNS = 32, 128
+WORD, COLUMNS = 32, 64
 # Of a mask, all int64: addresses of its logits, its tables of rows and columns and its bits, where its columns begin
 # among all, height, width, and words in a column.
 PLAN_COLUMNS = 8

@@ -136,5 +136,7 @@ def compare_cuts(room: int) -> dict[str, list[object]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {f"{case} {str(dtype).removeprefix('torch.')}": errors(case, dtype) for case in CASES for dtype in DTYPES}
+    # Painting has one size, the full one, which takes the interpreter long.
+    pairs = [(case, dtype) for case in CASES for dtype in DTYPES if case != "paint" or dtype == torch.float32]
+    results = {f"{case} {str(dtype).removeprefix('torch.')}": errors(case, dtype) for case, dtype in pairs}
     print(json.dumps({"errors": results, "cuts": compare_cuts(4096) | compare_cuts(3)}))

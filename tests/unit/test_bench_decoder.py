@@ -84,5 +84,5 @@ def test_bad_arguments_get_one_clear_line(capsys):
             parse_arguments(arguments)
         assert exit_info.value.code == 2
     with pytest.raises(SystemExit, match="error: "):
-        main(["--device", "gpu9"])
+        main(["--device", "cuda:99"])
     capsys.readouterr()

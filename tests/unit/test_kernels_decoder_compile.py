@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 import torch
 from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, registers
 
-from splitsam.kernels.cut_masks import _count_kernel, _cut_kernel, _place_kernel
+from splitsam.kernels.cut_masks import COLUMNS, _count_kernel, _cut_kernel, _place_kernel
 from splitsam.kernels.paint_logits import _paint_kernel
 from splitsam.kernels.pixel_sources import PIXEL_TILES
 from splitsam.kernels.read_pixels import _join_kernel, _read_kernel
@@ -93,7 +93,7 @@ def test_painting_kernel_fits_the_gpu(dtype: str, arch: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_cutting_kernels_fit_the_gpu(arch: int, tmp_path: Path) -> None:
     types = {"plan": "*i64", "thresholds": "*fp32", "measures": "*i32"}
-    constants = {"SIDE": 256, "WORD": 32, "COLUMNS": 128, "PLAN": 8, "MEASURES": 8}
+    constants = {"SIDE": 256, "WORD": 32, "COLUMNS": COLUMNS, "PLAN": 8, "MEASURES": 8}
     check("cut", compiled(_cut_kernel, types, constants, arch, {"num_warps": 4}), arch, tmp_path)
     blocks = {"PLAN": 8, "BLOCK": 8, "WORDS": 64}
     counting = compiled(_count_kernel, {"plan": "*i64", "counts": "*i32"}, blocks, arch, {"num_warps": 4})
