@@ -93,8 +93,8 @@ class AioTransport:
 
     async def _perform_on(self, stream: "_Stream", step: Step) -> Any:
         match step:
-            case OpenBulk(timeout_s):
-                return stream.open(timeout_s)
+            case OpenBulk(address, timeout_s):
+                return stream.open(address, timeout_s)
             case Follow():
                 return stream.follow(step)
             case SendBulk(request):
@@ -120,11 +120,12 @@ class _Stream:
 
     def __init__(self, transport: AioTransport) -> None:
         self._transport = transport
-        self._address = transport.where.encoder
+        self._address = ""
         self._call: Any = None
 
-    def open(self, timeout_s: float) -> None:
+    def open(self, address: str, timeout_s: float) -> None:
         self.abandon()
+        self._address = address
         stub = self._transport.stub("encoder", self._address)
         self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
 

@@ -26,7 +26,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        encoder: str = DEFAULT_ENCODER,
+        encoder: str | Sequence[str] = DEFAULT_ENCODER,
         decoder: str | Sequence[str] = DEFAULT_DECODER,
         *,
         token: str | None = None,
@@ -108,5 +108,5 @@ class AsyncClient:
             session_timeout_s: deadline of the whole stream.
             output: see `OutputOptions`.
         """
-        address = self._operations.decoder_of(image)
+        address = self._operations.decoders_of(image)[0]
         return Pointer(self._transport, address, image, output, session_timeout_s)

@@ -32,17 +32,19 @@ class BulkEncode:
         in_flight: images sent and unanswered at any time.
         idle_timeout_s: longest silence of the server while it owes an answer.
         stream_timeout_s: deadline of a stream.
-        probe: a call that returns the encoder's limits when it is ready; made before a stream is opened, because a
+        probe: a call that returns an encoder that is ready, and its limits; made before a stream is opened, because a
             stream that a server refuses while it is written to may not learn of the wait asked for.
         retry: how often an image, or the stream without progress, is sent.
+        replicas: encoders that the probe chooses from.
     """
 
     sources: Iterable[ImageSource]
     in_flight: int
     idle_timeout_s: float
     stream_timeout_s: float
-    probe: Callable[[], Operation[encoder_pb2.EncoderServiceGetModelInfoResponse]]
+    probe: Callable[[], Operation[tuple[str, encoder_pb2.EncoderServiceGetModelInfoResponse]]]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         self._owed: dict[int, _Sent] = {}
@@ -61,9 +63,9 @@ class BulkEncode:
         while True:
             try:
                 if not is_open:
-                    info = yield from self.probe()
+                    address, info = yield from self.probe()
                     self._max_image_bytes = info.limits.max_image_bytes
-                    yield OpenBulk(self.stream_timeout_s)
+                    yield OpenBulk(address, self.stream_timeout_s)
                     is_open = True
                     self._to_send = deque(self._owed)
                 yield from self._fill(waiting)
@@ -75,7 +77,9 @@ class BulkEncode:
                 failures = 0
             except SplitsamError as error:
                 failures += 1
-                wait_s = self.retry.wait_s(error, failures, self.stream_timeout_s)
+                wait_s: float | None = 0.0  # the probe finds another replica
+                if failures >= self.replicas or not error.is_of_one_replica:
+                    wait_s = self.retry.wait_s(error, failures, self.stream_timeout_s, replicas=self.replicas)
                 if wait_s is None:
                     raise
                 is_open = False

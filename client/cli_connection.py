@@ -11,7 +11,7 @@ import typer
 from splitsam.client.client import Client
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS
 
-Encoder = Annotated[str, typer.Option("--encoder", help="Address of the encoder service.")]
+Encoders = Annotated[list[str], typer.Option("--encoder", help="Address of the encoder service; may be repeated.")]
 Decoders = Annotated[list[str], typer.Option("--decoder", help="Address of the decoder service; may be repeated.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the bearer token to send.")]
 UseTls = Annotated[bool, typer.Option("--tls", help="Use TLS; implied by --ca and --cert.")]
@@ -24,8 +24,8 @@ TimeoutS = Annotated[
 
 
 def open_client(
-    encoder: Encoder = DEFAULT_ENCODER,
-    decoder: Decoders = [DEFAULT_DECODER],  # noqa: B006 (typer reads the default from here)
+    encoder: Encoders = [DEFAULT_ENCODER],  # noqa: B006 (typer reads the default from here)
+    decoder: Decoders = [DEFAULT_DECODER],  # noqa: B006 (likewise)
     token_file: TokenFile = None,
     tls: UseTls = False,
     ca: Ca = None,

@@ -24,11 +24,13 @@ class Client:
     """Segment Anything on a splitsam deployment; safe to share between threads.
 
     Every call has a deadline. Where the server is full or not ready and says when to come again, the call waits
-    exactly that long, a few times, within its deadline; other failures are raised at once as `SplitsamError`.
+    exactly that long, a few times, within its deadline. Of several replicas, one that is gone, loading or draining is
+    passed over for the next at once. Other failures are raised at once as `SplitsamError`.
 
     Args:
-        encoder: host:port of the encoder service.
-        decoder: host:port of the decoder service, or several: an image's prompts always go to the same one.
+        encoder: host:port of the encoder service, or of several replicas; an image always goes to the same one.
+        decoder: likewise, of the decoder service; an image's prompts always go to the same one. A name that resolves
+            to several replicas is asked in turn, whatever the image.
         token: sent as `authorization: Bearer` with every call.
         tls: True for TLS with the system's authorities, or a `TLS` with files; None for plain text.
         encode_timeout_s: deadline of encoding an image.
@@ -37,7 +39,7 @@ class Client:
 
     def __init__(
         self,
-        encoder: str = DEFAULT_ENCODER,
+        encoder: str | Sequence[str] = DEFAULT_ENCODER,
         decoder: str | Sequence[str] = DEFAULT_DECODER,
         *,
         token: str | None = None,

@@ -1,6 +1,7 @@
 """Where the services are and how to talk to them: addresses, channel options, TLS, credentials."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,14 @@ import grpc
 
 DEFAULT_ENCODER = "127.0.0.1:50051"
 DEFAULT_DECODER = "127.0.0.1:50052"
+# A replica that comes back is met again within about a second; one whose host is gone is waited for no longer than two.
+_RECONNECT = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+)
+# For a name that stands for several replicas, such as a headless Service: calls go to those that can be reached.
+_ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 _LOOPBACK = ("127.", "localhost", "[::1]", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
 
@@ -32,7 +41,7 @@ class TLS:
 class Connection:
     """Addresses and credentials of one deployment."""
 
-    encoder: str
+    encoders: tuple[str, ...]
     decoders: tuple[str, ...]
     token: str | None
     tls: TLS | None
@@ -50,13 +59,20 @@ class Connection:
 
 
 def connection(
-    encoder: str, decoder: str | Sequence[str], token: str | None = None, tls: TLS | bool | None = None
+    encoder: str | Sequence[str],
+    decoder: str | Sequence[str],
+    token: str | None = None,
+    tls: TLS | bool | None = None,
 ) -> Connection:
     """Check and gather what a client was told about its deployment."""
-    decoders = (decoder,) if isinstance(decoder, str) else tuple(decoder)
-    if not encoder or not decoders or not all(decoders):
-        raise ValueError("the addresses of an encoder and at least one decoder are needed")
-    return Connection(encoder, decoders, token, TLS() if tls is True else tls or None)
+    encoders, decoders = _addresses(encoder), _addresses(decoder)
+    if not encoders or not decoders or not all(encoders + decoders):
+        raise ValueError("the addresses of at least one encoder and at least one decoder are needed")
+    return Connection(encoders, decoders, token, TLS() if tls is True else tls or None)
+
+
+def _addresses(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def channel_options(address: str) -> list[tuple[str, Any]]:
@@ -66,12 +82,18 @@ def channel_options(address: str) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.primary_user_agent", "splitsam-python"),
+        ("grpc.service_config", _ROUND_ROBIN),
+        *_RECONNECT,
     ]
     if address.startswith(_LOOPBACK):
         options.append(("grpc.enable_http_proxy", 0))
     return options
 
 
-def rendezvous(addresses: Sequence[str], key: str) -> str:
-    """The address that every client picks for a key; adding or removing one moves only that one's share of keys."""
-    return max(addresses, key=lambda address: hashlib.sha256(f"{address}|{key}".encode()).digest())
+def rendezvous(addresses: Sequence[str], key: str) -> tuple[str, ...]:
+    """The addresses in the order in which every client tries them for a key.
+
+    Adding or removing one moves only its own share of keys.
+    """
+    ranks = {address: hashlib.sha256(f"{address}|{key}".encode()).digest() for address in addresses}
+    return tuple(sorted(addresses, key=ranks.__getitem__, reverse=True))

@@ -50,6 +50,14 @@ class SplitsamError(Exception):
         """What names this call in the server's log."""
         return self.metadata.get("request_id")
 
+    @property
+    def is_of_one_replica(self) -> bool:
+        """Whether another replica of the service may answer at once: this one is gone, loading or draining.
+
+        Every call may be sent again: encoding and predicting twice gives the same. All replicas share one cache.
+        """
+        return self.code is grpc.StatusCode.UNAVAILABLE and self.reason != "CACHE_UNAVAILABLE"
+
     def __str__(self) -> str:
         reason = self.reason
         if self.code is grpc.StatusCode.INTERNAL and self.request_id:

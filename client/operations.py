@@ -1,6 +1,7 @@
 """What the client does, step by step, without doing any I/O itself (see `steps`)."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,20 +48,26 @@ class Operations:
     def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
         """Emit a result for each image, over one stream."""
         return BulkEncode(
-            sources, in_flight, self.encode_timeout_s, stream_timeout_s, self._encoder_info, self.retry
+            sources,
+            in_flight,
+            self.encode_timeout_s,
+            stream_timeout_s,
+            self._encoder_info,
+            self.retry,
+            replicas=len(self.connection.encoders),
         ).steps()
 
     def predict(
         self, images: Sequence[Prompts], options: OutputOptions, timeout_s: float | None = None
     ) -> Operation[list[ImageMasks]]:
-        """Masks for prompts on images, each asked of the decoder that its key belongs to."""
+        """Masks for prompts on images, each asked of the decoder that its key belongs to, or of the next one."""
         groups: dict[str, list[int]] = {}
         for position, (image, _) in enumerate(images):
-            groups.setdefault(self.decoder_of(image), []).append(position)
+            groups.setdefault(self.decoders_of(image)[0], []).append(position)
         results: dict[int, ImageMasks] = {}
-        for address, positions in groups.items():
+        for positions in groups.values():
             group = [images[position] for position in positions]
-            masks = yield from self._predict_on(address, group, output_message(options), timeout_s)
+            masks = yield from self._predict_on(group, output_message(options), timeout_s)
             results.update(zip(positions, masks, strict=True))
         return [results[position] for position in range(len(images))]
 
@@ -70,66 +77,73 @@ class Operations:
         deadline_s = self.clock() + timeout_s
         may_encode = True
         attempt = 0
+        addresses = deque(self.decoders_of(image))
         while True:
-            attempt += 1
             has_emitted = False
             left_s = max(deadline_s - self.clock(), 0.001)
             request = everything_message(key_of(image), grid, output)
             try:
-                yield Follow("decoder", self.decoder_of(image), "GenerateMasks", request, left_s)
+                yield Follow("decoder", addresses[0], "GenerateMasks", request, left_s)
                 while (message := (yield ReceiveBulk(left_s))) is not None:
                     has_emitted = True
                     yield Emit(answers.found_mask(message))
                 return
             except SplitsamError as error:
-                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock())
-                if error.reason == "EMBEDDING_EXPIRED" and may_encode and not has_emitted:
+                if has_emitted:
+                    raise
+                if error.reason == "EMBEDDING_EXPIRED" and may_encode:
                     may_encode = False
                     [(image, _)] = yield from self._encode_again([(image, ())], error)
-                elif wait_s is not None and not has_emitted:
-                    yield Wait(wait_s)
-                else:
+                    continue
+                attempt += 1
+                replicas = len(addresses)
+                if error.is_of_one_replica:
+                    addresses.rotate(-1)
+                    if attempt % replicas:
+                        continue
+                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock(), replicas=replicas)
+                if wait_s is None:
                     raise
+                yield Wait(wait_s)
 
     def download(self, image: Image, timeout_s: float | None = None) -> Operation[Embedding]:
         """The embedding itself."""
         request = encoder_pb2.DownloadEmbeddingRequest(embedding_key=key_of(image))
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
-        step = Collect("encoder", self.connection.encoder, "DownloadEmbedding", request, 0.0)
-        return answers.embedding((yield from self._call(step, deadline_s)))
+        addresses = rendezvous(self.connection.encoders, key_of(image))
+        step = Collect("encoder", addresses[0], "DownloadEmbedding", request, 0.0)
+        _, chunks = yield from self._call(step, addresses, deadline_s)
+        return answers.embedding(chunks)
 
     def info(self, timeout_s: float | None = None) -> Operation[DeploymentInfo]:
         """The model and the limits of every service."""
         deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
-        connection = self.connection
-        encoder = answers.service_info("encoder", connection.encoder, (yield from self._encoder_info(timeout_s)))
+        encoder = answers.service_info("encoder", *(yield from self._encoder_info(timeout_s)))
         decoders: list[ServiceInfo] = []
-        for address in connection.decoders:
+        for address in self.connection.decoders:
             step = Unary("decoder", address, "GetModelInfo", decoder_pb2.DecoderServiceGetModelInfoRequest(), 0.0)
-            decoders.append(answers.service_info("decoder", address, (yield from self._call(step, deadline_s))))
+            decoders.append(answers.service_info("decoder", *(yield from self._call(step, (address,), deadline_s))))
         return DeploymentInfo(encoder, tuple(decoders))
 
     def _encoder_info(
         self, timeout_s: float | None = None
-    ) -> Operation[encoder_pb2.EncoderServiceGetModelInfoResponse]:
+    ) -> Operation[tuple[str, encoder_pb2.EncoderServiceGetModelInfoResponse]]:
+        """The first encoder that answers, and what it says of itself."""
         request = encoder_pb2.EncoderServiceGetModelInfoRequest()
-        step = Unary("encoder", self.connection.encoder, "GetModelInfo", request, 0.0)
-        info: encoder_pb2.EncoderServiceGetModelInfoResponse = yield from self._call(
-            step, self._deadline_s(timeout_s, self.predict_timeout_s)
-        )
-        return info
+        addresses = self.connection.encoders
+        step = Unary("encoder", addresses[0], "GetModelInfo", request, 0.0)
+        return (yield from self._call(step, addresses, self._deadline_s(timeout_s, self.predict_timeout_s)))
 
     def _encode_loaded(
         self, source: ImageSource, content: bytes, sha256: bytes, timeout_s: float | None
     ) -> Operation[EncodedImage]:
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
-        address = self.connection.encoder
+        addresses = rendezvous(self.connection.encoders, sha256.hex())
         digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256)
-        look_up = Unary("encoder", address, "LookUpEmbedding", digest, 0.0)
+        look_up = Unary("encoder", addresses[0], "LookUpEmbedding", digest, 0.0)
+        found: encoder_pb2.LookUpEmbeddingResponse
         try:
-            found: encoder_pb2.LookUpEmbeddingResponse = yield from self._call(
-                look_up, deadline_s, no_retry_on="CACHE_UNAVAILABLE"
-            )
+            _, found = yield from self._call(look_up, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
         except SplitsamError as error:
             # Without its cache the encoder cannot look up, but it can encode.
             if error.reason != "CACHE_UNAVAILABLE":
@@ -137,22 +151,25 @@ class Operations:
             found = encoder_pb2.LookUpEmbeddingResponse()
         if found.found:
             return answers.encoded_image(found.embedding, source, sha256, cache_hit=True, stored=True)
-        upload = Unary("encoder", address, "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
-        made: encoder_pb2.EncodeImageResponse = yield from self._call(upload, deadline_s)
+        upload = Unary("encoder", addresses[0], "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
+        made: encoder_pb2.EncodeImageResponse
+        _, made = yield from self._call(upload, addresses, deadline_s)
         return answers.encoded_image(
             made.embedding, source, sha256, cache_hit=made.cache_hit, stored=made.stored, timings=made.timings
         )
 
     def _predict_on(
-        self, address: str, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None
+        self, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None
     ) -> Operation[list[ImageMasks]]:
         """One request; once with fresh embeddings if they have expired, once without tokens if those have."""
         recoverable = {"EMBEDDING_EXPIRED", "REFINEMENT_EXPIRED"}
+        addresses = self.decoders_of(images[0][0])
         while True:
             request = predict_request(images, output)
-            step = Unary("decoder", address, "PredictMasks", request, 0.0)
+            step = Unary("decoder", addresses[0], "PredictMasks", request, 0.0)
+            deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
             try:
-                response = yield from self._call(step, self._deadline_s(timeout_s, self.predict_timeout_s))
+                _, response = yield from self._call(step, addresses, deadline_s)
             except SplitsamError as error:
                 if error.reason not in recoverable:
                     raise
@@ -181,23 +198,45 @@ class Operations:
             raise error
         return renewed
 
-    def _call(self, step: Unary | Collect, deadline_s: float, no_retry_on: str = "") -> Operation[Any]:
-        """Send until it succeeds, waiting between attempts exactly as the server asks."""
+    def _call(
+        self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float, no_retry_on: str = ""
+    ) -> Operation[tuple[str, Any]]:
+        """Send until it succeeds; who answered, and what.
+
+        A replica that is away is passed over for the next at once. Once none is left, or where all would say the
+        same, the wait is the one that the server asks for.
+        """
         attempt = 0
         while True:
             attempt += 1
             try:
-                return (yield replace(step, timeout_s=max(deadline_s - self.clock(), 0.001)))
+                return (yield from self._call_in_turn(step, addresses, deadline_s))
             except SplitsamError as error:
-                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock())
+                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock(), replicas=len(addresses))
                 if wait_s is None or error.reason == no_retry_on:
                     raise
                 yield Wait(wait_s)
 
+    def _call_in_turn(
+        self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float
+    ) -> Operation[tuple[str, Any]]:
+        """The first answer; when all replicas are away, the error of one that says when it will be back."""
+        away: list[SplitsamError] = []
+        for address in addresses:
+            left_s = max(deadline_s - self.clock(), 0.001)
+            try:
+                return address, (yield replace(step, address=address, timeout_s=left_s))
+            except SplitsamError as error:
+                if not error.is_of_one_replica:
+                    raise
+                away.append(error)
+        raise next((error for error in away if error.retry_delay_s is not None), away[0])
+
     def _deadline_s(self, timeout_s: float | None, default_s: float) -> float:
         return self.clock() + (default_s if timeout_s is None else timeout_s)
 
-    def decoder_of(self, image: Image) -> str:
+    def decoders_of(self, image: Image) -> tuple[str, ...]:
+        """In the order in which they are asked."""
         return rendezvous(self.connection.decoders, key_of(image))
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import redis
@@ -29,13 +30,14 @@ def find_redis_server() -> str:
     return found
 
 
-def start_redis(port: int, password: str, folder: Path) -> Child:
+def start_redis(port: int, password: str, folder: Path, environment: Mapping[str, str] | None = None) -> Child:
     """Start redis-server; see `wait_until_answering`.
 
     Args:
         port: to listen on.
         password: needed by every client; it reaches Redis over a pipe, never as an argument.
         folder: for its log and working directory.
+        environment: variables on top of this process's own.
     """
     data = folder / "redis"
     data.mkdir(exist_ok=True)
@@ -49,7 +51,8 @@ def start_redis(port: int, password: str, folder: Path) -> Child:
         "maxmemory 1gb",
         "maxmemory-policy allkeys-lfu",
     ]
-    return Child("redis-server", [find_redis_server(), "-"], folder / "redis.log", stdin="\n".join(settings) + "\n")
+    stdin = "\n".join(settings) + "\n"
+    return Child("redis-server", [find_redis_server(), "-"], folder / "redis.log", environment, stdin)
 
 
 def redis_url(port: int, password: str) -> str:

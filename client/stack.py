@@ -187,7 +187,7 @@ class Stack:
         child = self.children[name]
         address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_port')}"
         deadline_s = time.monotonic() + self.settings.start_timeout_s
-        while not _is_serving(address, _FULL_NAMES[name]):
+        while not is_serving(address, _FULL_NAMES[name]):
             for each in watched:
                 each.check_alive("starting")
             if time.monotonic() > deadline_s:
@@ -198,7 +198,7 @@ class Stack:
             time.sleep(_POLL_S)
 
 
-def _is_serving(address: str, service: str) -> bool:
+def is_serving(address: str, service: str = "") -> bool:
     """Ask a gRPC health service once; a new channel each time, so that no reconnect backoff delays the answer."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:

@@ -70,6 +70,7 @@ class Load:
 class OpenBulk:
     """Open an EncodeImages stream in place of any open one."""
 
+    address: str
     timeout_s: float
 
 

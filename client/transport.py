@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from queue import SimpleQueue
 from typing import Any
 
@@ -38,7 +38,7 @@ class Transport:
 
     def __init__(self, where: Connection) -> None:
         self._where = where
-        self._channels = {address: where.open_channel(address) for address in {where.encoder, *where.decoders}}
+        self._channels = {address: where.open_channel(address) for address in {*where.encoders, *where.decoders}}
 
     def close(self) -> None:
         for channel in self._channels.values():
@@ -56,7 +56,7 @@ class Transport:
 
     def results(self, operation: Operation[None]) -> Iterator[Any]:
         """Perform an operation on a stream and hand out what it emits."""
-        stream = _Stream(self._where, self._channels[self._where.encoder])
+        stream = _Stream(self._where, self._channels)
         try:
             step = next(operation)
             while True:
@@ -90,8 +90,8 @@ class Transport:
 
     def _perform_on(self, stream: "_Stream", step: Step) -> Any:
         match step:
-            case OpenBulk(timeout_s):
-                return stream.open(timeout_s)
+            case OpenBulk(address, timeout_s):
+                return stream.open(address, timeout_s)
             case Follow():
                 return stream.follow(step, self._method(step))
             case SendBulk(request):
@@ -117,17 +117,18 @@ class Transport:
 class _Stream:
     """An EncodeImages call that grpc feeds from a queue, on a thread of its own, or a call that only answers."""
 
-    def __init__(self, where: Connection, channel: grpc.Channel) -> None:
+    def __init__(self, where: Connection, channels: Mapping[str, grpc.Channel]) -> None:
         self._where = where
-        self._channel = channel
-        self._address = where.encoder
+        self._channels = channels
+        self._address = ""
         self._outbox: SimpleQueue[encoder_pb2.EncodeImagesRequest | None] = SimpleQueue()
         self._call: Any = None
 
-    def open(self, timeout_s: float) -> None:
+    def open(self, address: str, timeout_s: float) -> None:
         self.abandon()
+        self._address = address
         self._outbox = SimpleQueue()
-        stub = STUBS["encoder"](self._channel)
+        stub = STUBS["encoder"](self._channels[address])
         requests = iter(self._outbox.get, None)
         self._call = stub.EncodeImages(requests, timeout=timeout_s, metadata=self._where.metadata)
 

@@ -1,36 +1,35 @@
-"""Many callers' work in one model call: a bounded queue in front of one worker thread.
+"""Many callers' work in one model call: a bounded, fair queue in front of one worker thread.
 
+submit:
+    refuse at once what would wait too long by the batches measured so far, and what the queue has no place for
+    when a newcomer is due before others, refuse the last of those that it leaves without time or place
 loop:
     wait until an entry is queued; if the batch is not full, wait up to max_wait for more
-    take entries, clicks before bulk, up to max_weight; drop the cancelled, refuse the expired
+    take entries, clicks before bulk and tenants in turn, up to max_weight; drop the cancelled, refuse the expired
     run the batch on the worker thread; if it fails, halve it until the culprit is alone
     give every entry its own result or error
 """
 
 import asyncio
 import logging
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from splitsam.common.errors import DeadlineTooShort, NotReady, QueueFull
+from splitsam.common.admission import Admission
+from splitsam.common.errors import NotReady, QueueFull
+from splitsam.common.fair_queue import FairQueue, Lane, Place
 from splitsam.common.metrics import Metrics
+
+__all__ = ["Batcher", "Lane", "Served"]
 
 log = logging.getLogger("splitsam.batcher")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Lane(IntEnum):
-    """Which queue an entry waits in; a lower lane is served first."""
-
-    CLICK = 0
-    BULK = 1
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Served(Generic[Result]):
 @dataclass(frozen=True)
 class _Entry(Generic[Item, Result]):
     item: Item
-    weight: int
     queued_at_s: float
+    latest_start_s: float
     deadline_s: float
     future: "asyncio.Future[Served[Result]]"
 
@@ -63,7 +62,8 @@ class Batcher(Generic[Item, Result]):
         run: blocking; takes the batch's items and returns one result, or one exception, for each.
         max_weight: work units in a batch; a single heavier entry runs alone.
         max_wait_ms: how long an idle worker holds an unfilled batch back; 0 never does.
-        max_queue: entries that may wait; more are refused with QueueFull.
+        max_queue: entries that may wait.
+        max_queue_ms: by lane, the longest wait of an entry; without one only its deadline ends it.
         weigh: work units of an item.
     """
 
@@ -76,24 +76,26 @@ class Batcher(Generic[Item, Result]):
         max_wait_ms: float,
         max_queue: int,
         metrics: Metrics,
+        max_queue_ms: Mapping[Lane, float] | None = None,
         weigh: Callable[[Item], int] = lambda _item: 1,
     ):
         self._run = run
         self._name = name
         self._max_weight = max_weight
         self._max_wait_s = max_wait_ms / 1000
-        self._max_queue = max_queue
         self._metrics = metrics
         self._weigh = weigh
-        self._lanes: tuple[deque[_Entry[Item, Result]], ...] = tuple(deque() for _ in Lane)
+        self._queue: FairQueue[_Entry[Item, Result]] = FairQueue()
+        self._admission = Admission(
+            self._queue, max_weight=max_weight, max_queue=max_queue, max_queue_ms=max_queue_ms or {}
+        )
         self._arrival = asyncio.Event()
         self._closing = False
-        self._last_batch_s = 0.1
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"splitsam-{name}")
         self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes))
+        return len(self._queue)
 
     def start(self) -> None:
         self._worker = asyncio.create_task(self._work(), name=f"{self._name}-batcher")
@@ -106,41 +108,73 @@ class Batcher(Generic[Item, Result]):
             await self._worker
         self._thread.shutdown()
 
-    async def submit(self, item: Item, *, deadline_s: float, lane: Lane = Lane.CLICK) -> Served[Result]:
+    async def submit(
+        self, item: Item, *, deadline_s: float, lane: Lane = Lane.CLICK, tenant: str = "", begun: bool = False
+    ) -> Served[Result]:
         """Wait for an item's result.
 
         Args:
             deadline_s: when the caller gives up, in seconds of time.monotonic().
+            begun: it goes on with work that was admitted before, which no want of room shall waste.
 
         Raises:
-            QueueFull: too many entries wait.
-            DeadlineTooShort: the deadline passed before the item's turn.
+            QueueFull: too many entries wait, or for too long, or those whose turn is first took the place.
+            DeadlineTooShort: the item's turn would come, or came, too late.
             NotReady: the batcher is closing.
         """
-        if self._closing:
-            raise NotReady("the service is shutting down", retry_delay_s=1.0)
-        if len(self) >= self._max_queue:
-            self._drop_cancelled()
-        if len(self) >= self._max_queue:
-            raise QueueFull(f"{self._max_queue} entries are waiting already", retry_delay_s=self._backlog_s())
+        now_s = time.monotonic()
         future: asyncio.Future[Served[Result]] = asyncio.get_running_loop().create_future()
-        self._lanes[lane].append(_Entry(item, self._weigh(item), time.monotonic(), deadline_s, future))
+        longest_s = math.inf if begun else self._admission.longest_s[lane]
+        entry = _Entry(item, now_s, now_s + longest_s, deadline_s, future)
+        place = self._queue.make_place(entry, lane, tenant, self._weigh(item))
+        self._admit(place, deadline_s, begun=begun)
+        self._queue.add(place)
+        self._shed(place)
         self._metrics.queue_length.labels(self._name).set(len(self))
         self._arrival.set()
         return await future
 
-    def _drop_cancelled(self) -> None:
-        """Free the places of entries that nobody waits for any more."""
-        for lane in self._lanes:
-            waiting = [entry for entry in lane if not entry.future.done()]
-            self._metrics.dropped.labels(self._name, "cancelled").inc(len(lane) - len(waiting))
-            lane.clear()
-            lane.extend(waiting)
+    def check_room(
+        self, *, lane: Lane, tenant: str, deadline_s: float = math.inf, weight: int = 1, ahead: int = 0
+    ) -> None:
+        """Refuse now what `submit` would refuse, before any work is done for it.
 
-    def _backlog_s(self) -> float:
-        """About how long the queue takes to empty, from the last batch's time."""
-        waiting = sum(entry.weight for lane in self._lanes for entry in lane)
-        return min(30.0, max(0.05, self._last_batch_s * (1 + waiting / self._max_weight)))
+        Args:
+            weight: of all that is about to be submitted, a batch at a time.
+            ahead: of others' work on its way here that will be served before.
+
+        Raises:
+            QueueFull, DeadlineTooShort, NotReady: as `submit` does.
+        """
+        first = min(weight, self._max_weight)
+        place = self._queue.make_place(None, lane, tenant, first)
+        self._admit(place, deadline_s, ahead, weight - first)
+
+    def _admit(self, place: Place[Any], deadline_s: float, ahead: int = 0, later: int = 0, begun: bool = False) -> None:
+        if self._closing:
+            raise NotReady("the service is shutting down", retry_delay_s=1.0)
+        if begun:
+            return
+        refusal = self._admission.find_refusal(place, deadline_s, ahead, later)
+        if refusal is not None and self._drop_cancelled():
+            refusal = self._admission.find_refusal(place, deadline_s, ahead, later)
+        if refusal is not None:
+            raise refusal
+
+    def _shed(self, newcomer: Place[_Entry[Item, Result]]) -> None:
+        """Refuse those due last whom a newcomer leaves without a place, or with too long a wait."""
+        while self._queue.last() is not newcomer and self._admission.is_overfull():
+            entry = self._queue.drop_last().item
+            if not entry.future.done():
+                self._metrics.dropped.labels(self._name, "shed").inc()
+                message = "others, whose turn is first, have taken the place"
+                entry.future.set_exception(QueueFull(message, retry_delay_s=self._admission.retry_s()))
+
+    def _drop_cancelled(self) -> int:
+        """Free the places of entries that nobody waits for any more, and say how many."""
+        gone = self._queue.remove(lambda entry: entry.future.done())
+        self._metrics.dropped.labels(self._name, "cancelled").inc(gone)
+        return gone
 
     async def _work(self) -> None:
         while True:
@@ -156,9 +190,9 @@ class Batcher(Generic[Item, Result]):
     async def _wait_for_more(self) -> None:
         """Hold an unfilled batch back for max_wait at the most, counted from its oldest entry."""
         while not self._closing and self._max_wait_s:
-            oldest_s = min(lane[0].queued_at_s for lane in self._lanes if lane)
+            oldest_s = min(place.item.queued_at_s for place in self._queue)
             left_s = oldest_s + self._max_wait_s - time.monotonic()
-            if left_s <= 0 or sum(entry.weight for lane in self._lanes for entry in lane) >= self._max_weight:
+            if left_s <= 0 or self._queue.weight >= self._max_weight:
                 return
             self._arrival.clear()
             try:
@@ -166,45 +200,47 @@ class Batcher(Generic[Item, Result]):
             except TimeoutError:
                 return
 
-    def _take(self) -> list[_Entry[Item, Result]]:
+    def _take(self) -> list[Place[_Entry[Item, Result]]]:
         """The next batch, without entries that nobody waits for any more."""
-        batch: list[_Entry[Item, Result]] = []
+        batch: list[Place[_Entry[Item, Result]]] = []
         weight = 0
         now_s = time.monotonic()
-        for lane in self._lanes:
-            while lane and (not batch or weight + lane[0].weight <= self._max_weight):
-                entry = lane.popleft()
-                if entry.future.done():
+        for lane in Lane:
+            while (due := self._queue.first(lane)) and (not batch or weight + due.weight <= self._max_weight):
+                self._queue.take_first(lane)
+                if due.item.future.done():
                     self._metrics.dropped.labels(self._name, "cancelled").inc()
-                elif entry.deadline_s <= now_s:
+                elif late := self._admission.find_lateness(due.lane, due.item.latest_start_s, due.item.deadline_s):
                     self._metrics.dropped.labels(self._name, "expired").inc()
-                    message = "the deadline passed while the request waited for a batch"
-                    entry.future.set_exception(DeadlineTooShort(message, retry_delay_s=self._backlog_s()))
+                    due.item.future.set_exception(late)
                 else:
-                    batch.append(entry)
-                    weight += entry.weight
-                    self._metrics.queue_seconds.labels(self._name).observe(now_s - entry.queued_at_s)
+                    batch.append(due)
+                    weight += due.weight
+                    self._metrics.queue_seconds.labels(self._name).observe(now_s - due.item.queued_at_s)
         self._metrics.queue_length.labels(self._name).set(len(self))
         if batch:
             self._metrics.batch_fill.labels(self._name).observe(weight)
         return batch
 
-    async def _serve(self, batch: list[_Entry[Item, Result]]) -> None:
+    async def _serve(self, batch: list[Place[_Entry[Item, Result]]]) -> None:
         if not batch:
             return
         start_s = time.monotonic()
-        items = [entry.item for entry in batch]
+        weight = sum(place.weight for place in batch)
+        self._admission.begin_batch(weight)
+        items = [place.item.item for place in batch]
         results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_isolating, items)
-        self._last_batch_s = time.monotonic() - start_s
-        self._metrics.model_seconds.labels(self._name).observe(self._last_batch_s)
-        for entry, result in zip(batch, results, strict=True):
+        model_s = time.monotonic() - start_s
+        self._admission.end_batch(weight, model_s)
+        self._metrics.model_seconds.labels(self._name).observe(model_s)
+        for place, result in zip(batch, results, strict=True):
+            entry = place.item
             if entry.future.done():
                 continue
             if isinstance(result, Exception):
                 entry.future.set_exception(result)
             else:
-                queue_ms = (start_s - entry.queued_at_s) * 1000
-                entry.future.set_result(Served(result, queue_ms, self._last_batch_s * 1000))
+                entry.future.set_result(Served(result, (start_s - entry.queued_at_s) * 1000, model_s * 1000))
 
     def _run_isolating(self, items: Sequence[Item]) -> list[Result | Exception]:
         """Run a batch; when it fails as a whole, halve it so that only the culprit's caller sees the failure."""

@@ -6,7 +6,9 @@ its command and read its own reply, so a connection never hands one caller's rep
 """
 
 import asyncio
+import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,7 @@ from typing import TypeVar
 
 import redis
 import torch
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.exceptions import RedisClusterException
 
 from splitsam.common.calls import share_of_deadline_s
 from splitsam.common.errors import CacheUnavailable
@@ -31,6 +32,7 @@ from splitsam.common.records import (
     unpack_header,
     unpack_record,
 )
+from splitsam.common.redis_client import Client, open_redis
 
 log = logging.getLogger("splitsam.cache")
 
@@ -45,7 +47,7 @@ class RecordCache:
     After a failure, calls are refused at once for a second, so that a dead Redis costs a request no wait.
 
     Args:
-        url: redis://, rediss:// or unix:// URL.
+        url: of one server, of Sentinels or of a Cluster; see `redis_client`.
         timeout_ms: longest wait for one round trip.
         connections: connections, and threads to use them.
     """
@@ -53,22 +55,24 @@ class RecordCache:
     def __init__(self, url: str, *, timeout_ms: int, connections: int, metrics: Metrics):
         self._timeout_s = timeout_ms / 1000
         self._metrics = metrics
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=self._timeout_s,
-            socket_timeout=self._timeout_s,
-            socket_connect_timeout=self._timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            socket_read_size=2**20,
-        )
-        self._redis = redis.Redis(connection_pool=pool)
+        self._open = functools.partial(open_redis, url, timeout_s=self._timeout_s, connections=connections)
+        self._client: Client | None = None
+        self._opening = threading.Lock()
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="splitsam-redis")
         self._refused_until_s = 0.0
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._redis.connection_pool.disconnect)
+        if self._client is not None:
+            await asyncio.to_thread(self._client.close)
+
+    @property
+    def _redis(self) -> Client:
+        """The client, on a thread of the cache: opening that of a Cluster asks its nodes."""
+        with self._opening:
+            if self._client is None:
+                self._client = self._open()
+            return self._client
 
     async def ping(self) -> None:
         """Raises CacheUnavailable when Redis does not answer."""
@@ -109,7 +113,9 @@ class RecordCache:
             pipeline.strlen(name)
             pipeline.expire(name, ttl_s)
             data, size_bytes, _ = pipeline.execute()
-            return None if not data else self._verified(name, lambda: unpack_header(data, kind, address, size_bytes))
+            if not isinstance(data, bytes) or not data:
+                return None
+            return self._verified(name, lambda: unpack_header(data, kind, address, size_bytes))
 
         return await self._first(kind, fetch, addresses, wait_s)
 
@@ -179,11 +185,19 @@ class RecordCache:
             # Redis answers and refuses this command (maxmemory without eviction, ACL): no reason to stop asking.
             log.warning("redis refused a command", extra={"operation": operation, "error": str(error)})
             raise CacheUnavailable(f"the embedding cache refused: {operation}", retry_delay_s=1.0) from error
-        except (redis.RedisError, OSError, TimeoutError) as error:
-            if wait_s >= self._timeout_s or isinstance(error, redis.RedisError):  # else the caller was in a hurry
+        except (redis.RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            if wait_s >= self._timeout_s or not isinstance(error, TimeoutError):  # else the caller was in a hurry
                 self._refused_until_s = time.monotonic() + _BREAKER_OPEN_S
+            if isinstance(error, redis.AuthenticationError):
+                self._client = None  # a connection may have missed its login: see below
             log.warning("redis does not answer", extra={"operation": operation, "error": repr(error)})
             message = "the embedding cache does not answer"
             raise CacheUnavailable(message, retry_delay_s=_BREAKER_OPEN_S) from error
+        except Exception as error:
+            # A reply that was damaged on its way makes redis-py raise anything, ValueError of a length or
+            # AttributeError of a handshake, and keep a connection that is not logged in: begin with new ones.
+            self._client = None
+            log.warning("redis sent nonsense", extra={"operation": operation}, exc_info=True)
+            raise CacheUnavailable("the embedding cache sent nonsense", retry_delay_s=1.0) from error
         self._metrics.cache_seconds.labels(operation).observe(time.perf_counter() - start_s)
         return reply

@@ -79,6 +79,20 @@ class DeadlineTooShort(ServiceError):
     reason = "DEADLINE_TOO_SHORT"
 
 
+class DeviceOutOfMemory(ServiceError):
+    """The work did not fit into the device's memory beside what is there."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "DEVICE_OUT_OF_MEMORY"
+
+
+class QuotaExceeded(ServiceError):
+    """The tenant has used up what it may ask for, for now."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUOTA_EXCEEDED"
+
+
 class ReplyTooLarge(ServiceError):
     """The answer would exceed what a stock client accepts: ask for fewer prompts or formats."""
 
@@ -114,6 +128,10 @@ class NotImplementedYet(ServiceError):
 
 class InternalError(ServiceError):
     """A defect; the details are in the log under the request id."""
+
+
+class DeviceLost(Exception):
+    """The process cannot compute any more and has to end; the message says why. Never raised to a client."""
 
 
 class CheckpointError(Exception):

@@ -20,6 +20,7 @@ from splitsam.common.auth import Authenticator
 from splitsam.common.calls import Call, current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
+from splitsam.common.quotas import Quotas
 
 log = logging.getLogger("splitsam.rpc")
 
@@ -36,12 +37,22 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         is_ready: False while the model loads or the process drains; calls are then answered UNAVAILABLE.
+        check_room: takes a method's name and the tenant; raises where there is no room for such a call.
     """
 
-    def __init__(self, authenticator: Authenticator, metrics: Metrics, is_ready: Callable[[], bool]):
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        quotas: Quotas,
+        metrics: Metrics,
+        is_ready: Callable[[], bool],
+        check_room: Callable[[str, str], None],
+    ):
         self._authenticator = authenticator
+        self._quotas = quotas
         self._metrics = metrics
         self._is_ready = is_ready
+        self._check_room = check_room
         self._running = 0
         self._idle = asyncio.Event()
         self._draining = asyncio.Event()
@@ -58,10 +69,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def enter(self) -> None:
         self._running += 1
+        self._metrics.in_progress.inc()
         self._idle.clear()
 
     def leave(self) -> None:
         self._running -= 1
+        self._metrics.in_progress.dec()
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
@@ -77,6 +90,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call = Call(self._authenticator.tenant(metadata), request_id, details.method)
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
+            if is_ours:
+                self._quotas.check(call.tenant)
+                self._check_room(details.method.rpartition("/")[2], call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)
         return self._wrapped(handler, call) if is_ours else handler
@@ -96,21 +112,23 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def unary(request: bytes, context: grpc.aio.ServicerContext) -> Any:
             async with _Observed(self, call, context):
-                return await handler.unary_unary(parse(request), context)
+                with self._quotas.admitted(call.tenant):
+                    return await handler.unary_unary(parse(request), context)
 
         async def unary_stream(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            async with (
-                _Observed(self, call, context),
-                contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies,
-            ):
-                async for reply in replies:
-                    yield reply
+            async with _Observed(self, call, context):
+                with self._quotas.admitted(call.tenant):
+                    async with contextlib.aclosing(handler.unary_stream(parse(request), context)) as replies:
+                        async for reply in replies:
+                            yield reply
 
         async def stream(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            replies = handler.stream_stream(self._until_draining(requests, parse), context)
-            async with _Observed(self, call, context), contextlib.aclosing(replies):
-                async for reply in replies:
-                    yield reply
+            async with _Observed(self, call, context):
+                with self._quotas.admitted(call.tenant):
+                    read = self._until_draining(requests, parse, call.tenant)
+                    async with contextlib.aclosing(handler.stream_stream(read, context)) as replies:
+                        async for reply in replies:
+                            yield reply
 
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(unary, **codecs)
@@ -119,9 +137,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
     async def _until_draining(
-        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]
+        self, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], tenant: str
     ) -> AsyncIterator[Any]:
-        """A stream's requests; they end when the process drains, so that an idle stream does not hold it up."""
+        """A stream's requests, as fast as the tenant may send them; they end when the process drains."""
         draining = asyncio.ensure_future(self._draining.wait())
         upcoming: asyncio.Future[bytes | None] | None = None
         try:
@@ -130,6 +148,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
                 if not upcoming.done() or (request := upcoming.result()) is None:
                     return
+                await self._quotas.pace(tenant)
                 yield parse(request)
         finally:
             draining.cancel()
@@ -171,6 +190,8 @@ class _Observed:
         elapsed_s = time.perf_counter() - self._start_s
         method = self._call.method.rpartition("/")[2]
         failure = _as_service_error(error)
+        if failure is not None and failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._interceptor._metrics.refusals.labels(method, failure.reason).inc()
         code = "CANCELLED" if _is_cancelled(error) else failure.code.name if failure else "OK"
         self._interceptor._metrics.requests.labels(method, code).inc()
         self._interceptor._metrics.request_seconds.labels(method).observe(elapsed_s)

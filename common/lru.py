@@ -40,6 +40,10 @@ class ByteBudgetLRU(Generic[Key, Value]):
             _, (_, dropped_bytes) = self._entries.popitem(last=False)
             self.used_bytes -= dropped_bytes
 
+    def clear(self) -> None:
+        self._entries.clear()
+        self.used_bytes = 0
+
     def discard(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:

@@ -14,6 +14,15 @@ class Metrics:
         self.requests = Counter(
             "splitsam_requests", "Finished RPCs by method and gRPC code", ["method", "code"], registry=self.registry
         )
+        self.in_progress = Gauge(
+            "splitsam_requests_in_progress", "RPCs that have begun and not ended", registry=self.registry
+        )
+        self.refusals = Counter(
+            "splitsam_refusals",
+            "RPCs refused for want of room, time or quota, by method and reason",
+            ["method", "reason"],
+            registry=self.registry,
+        )
         self.request_seconds = self._seconds("splitsam_request_seconds", "RPC time in the server", ["method"])
         self.queue_seconds = self._seconds("splitsam_queue_seconds", "Wait for a place in a batch", ["batcher"])
         self.model_seconds = self._seconds("splitsam_model_seconds", "Model time of a batch", ["batcher"])
@@ -40,6 +49,12 @@ class Metrics:
             registry=self.registry,
         )
         self.cache_seconds = self._seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
+        self.device_errors = Counter(
+            "splitsam_device_errors",
+            "Failures of the device: out_of_memory, survived, and lost, which ends the process",
+            ["kind"],
+            registry=self.registry,
+        )
         self.decode_seconds = self._seconds("splitsam_image_decode_seconds", "Decoding and resizing an image", [])
         self.format_seconds = self._seconds("splitsam_mask_format_seconds", "Masks to the formats asked for", [])
         self.memory_bytes = Gauge(

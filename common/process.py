@@ -1,22 +1,30 @@
 """A service as a process: settings, one line for a problem, then serve until told to stop."""
 
 import asyncio
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from splitsam.common.errors import CheckpointError
+from splitsam.common.errors import CheckpointError, DeviceLost
 from splitsam.common.metrics import Metrics
 from splitsam.common.server import Service, prepare_process, serve
 from splitsam.common.settings import ServiceSettings, SettingsProblem
 
+DEVICE_LOST_STATUS = 3
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
 
 def run_service(
     settings_type: type[Settings], build: Callable[[Settings, Metrics], Service], arguments: Sequence[str] | None
 ) -> int:
-    """Run until SIGTERM or SIGINT; the exit status: 0 after a drain, 2 for a bad setting, 1 for bad weights."""
+    """Run until SIGTERM or SIGINT.
+
+    Returns:
+        The exit status: 0 after a drain, 2 for a bad setting, 1 for bad weights. With status 3 the process ends here
+        and at once, because its device failed: taking down what has failed may hang.
+    """
     try:
         settings = settings_type.load(sys.argv[1:] if arguments is None else arguments)
         prepare_process(settings)
@@ -24,6 +32,10 @@ def run_service(
     except (SettingsProblem, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsProblem) else 1
+    except DeviceLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        logging.shutdown()
+        os._exit(DEVICE_LOST_STATUS)
     return 0
 
 

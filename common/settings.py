@@ -1,15 +1,16 @@
 """What a deployment may set: defaults < environment < command line, checked once at start, then frozen."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from redis.connection import parse_url
 
+from splitsam.common.fair_queue import Lane
 from splitsam.common.keys import KeyRing
+from splitsam.common.redis_client import parse_place
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -33,7 +34,9 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
     metrics_port: Port = Field(0, description="Port for Prometheus; 0 serves no metrics")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
+    )
     redis_timeout_ms: int = Field(1000, ge=10, le=60_000, description="Longest Redis round trip, in milliseconds")
     redis_connections: int = Field(8, ge=1, le=256, description="Connections and threads for Redis")
     model: Literal["vit_t", "vit_b", "vit_l", "vit_h"] | None = Field(
@@ -46,12 +49,20 @@ class ServiceSettings(BaseSettings):
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
     previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
     tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
+    tenant_requests_per_s: float = Field(0, ge=0, le=10**6, description="Requests of one tenant a second; 0: no limit")
+    tenant_requests_in_flight: int = Field(0, ge=0, description="Requests of one tenant at once; 0: no limit")
+    quotas_file: Path | None = Field(
+        None, description="File with lines 'tenant requests_per_s requests_in_flight', instead of those two"
+    )
+    max_requests_in_flight: int = Field(4096, ge=1, description="Calls and streams in progress, of all tenants")
     reflection: bool = Field(False, description="Serve gRPC reflection")
     log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")
     grace_ms: int = Field(30_000, ge=0, le=600_000, description="Longest wait for running calls at shutdown")
     max_queue: int = Field(256, ge=1, le=100_000, description="Entries that may wait for a batch")
+    max_queue_ms: int = Field(30_000, ge=10, le=600_000, description="Longest wait of a click or an image for a batch")
+    max_bulk_queue_ms: int = Field(60_000, ge=10, le=600_000, description="The same for bulk work")
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")
     max_images_per_request: int = Field(32, ge=1, le=1024, description="Images in one PredictMasks")
@@ -63,9 +74,12 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _redis_reads_the_url(cls, url: str) -> str:
         try:
-            parse_url(url)  # type: ignore[no-untyped-call]
+            parse_place(url)
         except ValueError:
-            raise ValueError("not a redis://, rediss:// or unix:// URL; a password is percent-encoded") from None
+            raise ValueError(
+                "not a URL of redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; "
+                "a password is percent-encoded"
+            ) from None
         return url
 
     @model_validator(mode="after")
@@ -99,6 +113,11 @@ class ServiceSettings(BaseSettings):
             raise SettingsProblem(f"{name}: {first['msg']}{given}") from None
         except SettingsError as error:
             raise SettingsProblem(str(error)) from error
+
+    @property
+    def lane_queue_ms(self) -> Mapping[Lane, float]:
+        """The longest wait for a batch in each lane."""
+        return {Lane.CLICK: self.max_queue_ms, Lane.BULK: self.max_bulk_queue_ms}
 
     def key_ring(self) -> KeyRing:
         """The secrets behind keys.

@@ -17,6 +17,9 @@ class SingleFlight(Generic[Key, Result]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._flights
+
     async def run(self, key: Key, start: Callable[[], Awaitable[Result]]) -> Result:
         """The result of the key's running task, or of a new one made by `start`."""
         if key not in self._flights:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from splitsam.common.cache import RecordCache
-from splitsam.common.errors import EmbeddingExpired, ModelMismatch
+from splitsam.common.device_guard import DeviceGuard
+from splitsam.common.errors import DeviceOutOfMemory, EmbeddingExpired, ModelMismatch
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
@@ -46,6 +47,7 @@ class EmbeddingStore:
         *,
         model_id: str,
         prepare: Callable[[torch.Tensor], PreparedEmbedding],
+        guard: DeviceGuard,
         budget_bytes: int,
         ttl_s: int,
         metrics: Metrics,
@@ -54,6 +56,7 @@ class EmbeddingStore:
         self._keys = keys
         self._model_id = model_id
         self._prepare = prepare
+        self._guard = guard
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._resident: ByteBudgetLRU[Address, Embedding] = ByteBudgetLRU(budget_bytes)
@@ -66,6 +69,7 @@ class EmbeddingStore:
             EmbeddingExpired: neither memory nor the cache holds it for this tenant.
             ModelMismatch: another model made it.
             CacheUnavailable: it is not in memory and the cache does not answer.
+            DeviceOutOfMemory: there is no room for it, even without the others.
         """
         addresses = self._keys.addresses(tenant, key)
         resident = self._resident.get(addresses[0])
@@ -83,7 +87,16 @@ class EmbeddingStore:
         if header.model_id != self._model_id:
             message = f"the embedding was made by model {header.model_id[:12]}, this decoder runs {self._model_id[:12]}"
             raise ModelMismatch(message, metadata={"embedding_model": header.model_id, "decoder_model": self._model_id})
-        embedding = Embedding(header, await asyncio.to_thread(self._prepare, values))
-        self._resident.put(addresses[0], embedding, embedding.prepared.size_bytes)
+        try:
+            prepared = await asyncio.to_thread(self._prepare_guarded, values)
+        except DeviceOutOfMemory:
+            self._resident.clear()
+            prepared = await asyncio.to_thread(self._prepare_guarded, values)
+        embedding = Embedding(header, prepared)
+        self._resident.put(addresses[0], embedding, prepared.size_bytes)
         self._metrics.memory_bytes.labels("embedding").set(self._resident.used_bytes)
         return embedding
+
+    def _prepare_guarded(self, values: torch.Tensor) -> PreparedEmbedding:
+        with self._guard.watch():
+            return self._prepare(values)

@@ -7,7 +7,7 @@ answer:    write each mask that is left, best first
 
 import asyncio
 import dataclasses
-import time
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from splitsam.common.batcher import Batcher, Lane
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable, ReplyTooLarge
 from splitsam.common.records import RecordHeader
 from splitsam.decoder_service.candidates import (
@@ -87,7 +88,6 @@ class Everything:
     Args:
         batcher: shared with the clicks, which it serves first.
         piece_points: most points in one piece, so that a click waits for no more than these.
-        piece_timeout_s: longest wait of a piece for its place in a batch.
         threads: that sift and write masks, other ones than those of clicks.
     """
 
@@ -96,17 +96,17 @@ class Everything:
         batcher: Batcher[ImageJob, list[PromptLogits]],
         embeddings: EmbeddingStore,
         refinements: RefinementStore,
+        guard: DeviceGuard,
         *,
         piece_points: int,
-        piece_timeout_s: float,
         threads: int,
         max_reply_bytes: int,
     ):
         self._batcher = batcher
         self._embeddings = embeddings
         self._refinements = refinements
+        self._guard = guard
         self._piece_points = piece_points
-        self._piece_timeout_s = piece_timeout_s
         self._max_reply_bytes = max_reply_bytes
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="splitsam-everything")
 
@@ -138,24 +138,26 @@ class Everything:
         )
         if fixed_bytes(request.output.formats, job.original_size) > self._max_reply_bytes:
             raise ReplyTooLarge(f"BITS of this image exceed the {self._max_reply_bytes} bytes of a reply; ask for RLE")
-        candidates = await self._search(job, request, deadline_s)
+        candidates = await self._search(tenant, job, request, deadline_s)
         for candidate in await self._compare(candidates, job, request.thresholds):
             mask = await self._write(tenant, header, job, candidate, request.output, deadline_s)
             yield FoundMask(mask, candidate.point, job.original_size)
 
-    async def _search(self, job: ImageJob, request: EverythingRequest, deadline_s: float | None) -> list[Candidate]:
+    async def _search(
+        self, tenant: str, job: ImageJob, request: EverythingRequest, deadline_s: float | None
+    ) -> list[Candidate]:
         """All masks that reach the thresholds, in the order of the grid."""
         height, width = job.original_size
         points = [(float(x), float(y)) for x, y in request.grid * (width, height)]
         step = min(request.points_per_batch or self._piece_points, self._piece_points)
         pieces = [points[start : start + step] for start in range(0, len(points), step)]
         found: list[Candidate] = []
-        upcoming = asyncio.create_task(self._decode(job, pieces[0], deadline_s))
+        upcoming = asyncio.create_task(self._decode(tenant, job, pieces[0], deadline_s, begun=False))
         try:
             for number, piece in enumerate(pieces, start=1):
                 answers = await upcoming
                 if number < len(pieces):
-                    upcoming = asyncio.create_task(self._decode(job, pieces[number], deadline_s))
+                    upcoming = asyncio.create_task(self._decode(tenant, job, pieces[number], deadline_s))
                 for point, answer in zip(piece, answers, strict=True):
                     found += await self._on_thread(
                         sift, answer, job, point, request.thresholds, request.output.mask_threshold
@@ -195,7 +197,7 @@ class Everything:
         """One mask in the formats asked for; logits are not kept during the search but decoded again."""
         logits = None
         if output.refinement_tokens or MaskFormat.LOW_RES_LOGITS in output.formats:
-            [answer] = await self._decode(job, [candidate.point], deadline_s)
+            [answer] = await self._decode(tenant, job, [candidate.point], deadline_s)
             row = answer.logits[answer.mask_indices.index(candidate.mask_index)]
             logits = await self._on_thread(row.cpu)
         mask = await self._on_thread(write_candidate, candidate, job.original_size, output, logits)
@@ -209,20 +211,30 @@ class Everything:
         return dataclasses.replace(mask, refinement_token=token)
 
     async def _decode(
-        self, job: ImageJob, points: Sequence[tuple[float, float]], deadline_s: float | None
+        self,
+        tenant: str,
+        job: ImageJob,
+        points: Sequence[tuple[float, float]],
+        deadline_s: float | None,
+        begun: bool = True,
     ) -> list[PromptLogits]:
         """All three masks of each point, from the bulk lane."""
         prompts = tuple(Prompt(np.array([point], np.float32), np.ones(1, np.int64)) for point in points)
-        piece_deadline_s = time.monotonic() + self._piece_timeout_s
         served = await self._batcher.submit(
             dataclasses.replace(job, prompts=prompts),
-            deadline_s=piece_deadline_s if deadline_s is None else min(piece_deadline_s, deadline_s),
+            deadline_s=math.inf if deadline_s is None else deadline_s,
             lane=Lane.BULK,
+            tenant=tenant,
+            begun=begun,
         )
         return served.value
 
     async def _on_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        def work() -> Result:
+            with self._guard.watch():
+                return function(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def write_candidate(

@@ -95,13 +95,24 @@ class DecoderModel:
 
         Returns:
             For each job and each of its prompts, in order, its masks. Batch-mates change nothing but rounding.
+
+        Raises:
+            torch.OutOfMemoryError: several jobs do not fit together, or one not even prompt by prompt.
         """
+        prompts = self.max_prompts_per_forward
         # Triton launches on the current device, which is each thread's own.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._decode(jobs)
+            while True:
+                try:
+                    return self._decode(jobs, prompts)
+                except torch.OutOfMemoryError:
+                    if len(jobs) > 1 or prompts == 1:
+                        raise
+                prompts //= 2  # out here what the failed attempt held is free again
 
-    def _decode(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
-        tiles = pack(jobs, self.max_prompts_per_forward)
+    def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
+        """As `decode`, at most `max_prompts` in one forward pass."""
+        tiles = pack(jobs, max_prompts)
         images = {i: self._prepared(jobs[i]) for i in {i for tile in tiles for i in tile.job_of_source}}
         with exact_convolutions(self.device, self.dtype):
             sources = [self._prepare_sources(tile, images) for tile in tiles]

@@ -2,11 +2,13 @@
 
 import asyncio
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from splitsam.common.batcher import Batcher, Lane, Served
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import RecordHeader, Size
@@ -43,6 +45,7 @@ class Predictor:
         batcher: Batcher[ImageJob, list[PromptLogits]],
         embeddings: EmbeddingStore,
         refinements: RefinementStore,
+        guard: DeviceGuard,
         *,
         batch_prompts: int,
         format_threads: int,
@@ -52,6 +55,7 @@ class Predictor:
         self._batcher = batcher
         self._embeddings = embeddings
         self._refinements = refinements
+        self._guard = guard
         self._batch_prompts = batch_prompts
         self._max_reply_bytes = max_reply_bytes
         self._metrics = metrics
@@ -76,6 +80,9 @@ class Predictor:
             ReplyTooLarge: the masks would not fit into one reply.
         """
         start_s = time.perf_counter()
+        prompts = sum(len(image.prompts) for image in request.images)
+        lane = Lane.CLICK if prompts <= _CLICK_PROMPTS else Lane.BULK
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, weight=prompts)
         keys = [bytes.fromhex(image.embedding_key) for image in request.images]
         embeddings = await gather_or_cancel(self._embeddings.get(tenant, key) for key in keys)
         for index, (image, embedding) in enumerate(zip(request.images, embeddings, strict=True)):
@@ -87,9 +94,8 @@ class Predictor:
             self._resolve(tenant, key, image) for key, image in zip(keys, request.images, strict=True)
         )
         fetch_ms = (time.perf_counter() - start_s) * 1000
-        lane = Lane.CLICK if sum(len(image.prompts) for image in request.images) <= _CLICK_PROMPTS else Lane.BULK
         served = await gather_or_cancel(
-            self._decode(embedding, prompts, request.output, lane, deadline_s)
+            self._decode(tenant, embedding, prompts, request.output, lane, deadline_s)
             for embedding, prompts in zip(embeddings, resolved, strict=True)
         )
         start_s = time.perf_counter()
@@ -115,13 +121,17 @@ class Predictor:
         return await gather_or_cancel(resolve(prompt) for prompt in image.prompts)
 
     async def _decode(
-        self, embedding: Embedding, prompts: Sequence[Prompt], output: OutputOptions, lane: Lane, deadline_s: float
+        self,
+        tenant: str,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        output: OutputOptions,
+        lane: Lane,
+        deadline_s: float,
     ) -> Served[list[PromptLogits]]:
-        """One image's prompts through the batcher, a job at a time."""
-        answers: list[PromptLogits] = []
-        queue_ms = model_ms = 0.0
-        for start in range(0, len(prompts), self._batch_prompts):
-            job = ImageJob(
+        """One image's prompts through the batcher: a click's together, more of them a job at a time."""
+        jobs = [
+            ImageJob(
                 embedding=embedding.prepared,
                 original_size=_rows_columns(embedding.header.image_size),
                 input_size=_rows_columns(embedding.header.input_size),
@@ -129,11 +139,17 @@ class Predictor:
                 selection=output.selection,
                 cut=Cut(output.mask_threshold),
             )
-            served = await self._batcher.submit(job, deadline_s=deadline_s, lane=lane)
-            answers += served.value
-            queue_ms += served.queue_ms
-            model_ms += served.model_ms
-        return Served(answers, queue_ms, model_ms)
+            for start in range(0, len(prompts), self._batch_prompts)
+        ]
+        submit = functools.partial(self._batcher.submit, deadline_s=deadline_s, lane=lane, tenant=tenant)
+        if lane is Lane.CLICK:
+            served = await gather_or_cancel(submit(job, begun=number > 0) for number, job in enumerate(jobs))
+            queue_ms = served[0].queue_ms  # the others follow it
+        else:
+            served = [await submit(job, begun=number > 0) for number, job in enumerate(jobs)]
+            queue_ms = sum(item.queue_ms for item in served)
+        answers = [answer for item in served for answer in item.value]
+        return Served(answers, queue_ms, sum(item.model_ms for item in served))
 
     async def _write(
         self,
@@ -148,9 +164,10 @@ class Predictor:
 
         def write(answer: PromptLogits) -> tuple[Mask, ...]:
             masks = []
-            for mask in write_masks(answer, input_size=input_size, original_size=original_size, output=output):
-                budget.spend(mask)
-                masks.append(mask)
+            with self._guard.watch():
+                for mask in write_masks(answer, input_size=input_size, original_size=original_size, output=output):
+                    budget.spend(mask)
+                    masks.append(mask)
             return tuple(masks)
 
         loop = asyncio.get_running_loop()

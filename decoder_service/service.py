@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX
-from splitsam.common.batcher import Batcher
+from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
 from splitsam.common.device import choose_device, describe_device
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.decoder_service.cutting import Cut
@@ -36,6 +37,7 @@ class DecoderService:
         self._metrics = metrics
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
+        self._guard = DeviceGuard(self._device, metrics)
         on_gpu = self._device.type == "cuda"
         self._batch_prompts = settings.max_batch_prompts if on_gpu else settings.cpu_batch_prompts
         self._forward_prompts = min(settings.prompts_per_forward, self._batch_prompts)
@@ -53,15 +55,20 @@ class DecoderService:
     def register(self, server: grpc.aio.Server) -> None:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
 
+    def check_room(self, method: str, tenant: str) -> None:
+        if self._batcher is not None and method == "PredictMasks":
+            self._batcher.check_room(lane=Lane.CLICK, tenant=tenant)  # without room for a click there is none at all
+
     async def open(self) -> None:
         settings = self._settings
         model, info = await asyncio.to_thread(self._load)
         self._batcher = Batcher(
-            model.decode,
+            self._guard.guarded(model.decode),
             name="decoder",
             max_weight=self._batch_prompts,
             max_wait_ms=settings.max_wait_ms,
             max_queue=settings.max_queue,
+            max_queue_ms=settings.lane_queue_ms,
             metrics=self._metrics,
             weigh=lambda job: len(job.prompts),
         )
@@ -71,6 +78,7 @@ class DecoderService:
             self._keys,
             model_id=info.model_id,
             prepare=model.prepare,
+            guard=self._guard,
             budget_bytes=settings.memory_bytes,
             ttl_s=settings.embedding_ttl_s,
             metrics=self._metrics,
@@ -86,6 +94,7 @@ class DecoderService:
             self._batcher,
             embeddings,
             refinements,
+            self._guard,
             batch_prompts=self._batch_prompts,
             format_threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
@@ -95,12 +104,15 @@ class DecoderService:
             self._batcher,
             embeddings,
             refinements,
+            self._guard,
             piece_points=self._forward_prompts,
-            piece_timeout_s=settings.predict_timeout_ms / 1000,
             threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
         )
         self._servicer.load(Parts(self._predictor, self._everything, info))
+
+    async def lost(self) -> str:
+        return await self._guard.lost()
 
     async def close(self) -> None:
         if self._batcher is not None:

@@ -68,11 +68,14 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     ) -> AsyncIterator[pb.PredictMasksStreamResponse]:
         newest: Newest[pb.PredictMasksStreamRequest] = Newest()
         answers: asyncio.Queue[pb.PredictMasksStreamResponse | None] = asyncio.Queue(_STREAM_ANSWERS)
+        room = asyncio.Semaphore(1)  # for one answer with masks: whoever does not read costs no more memory
         reader = asyncio.create_task(self._read_pointer(requests, newest, answers))
-        worker = asyncio.create_task(self._follow_pointer(newest, answers))
+        worker = asyncio.create_task(self._follow_pointer(newest, answers, room))
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
+                if not answer.HasField("superseded"):
+                    room.release()
             await reader
         finally:
             reader.cancel()
@@ -122,9 +125,10 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         self,
         newest: Newest[pb.PredictMasksStreamRequest],
         answers: "asyncio.Queue[pb.PredictMasksStreamResponse | None]",
+        room: asyncio.Semaphore,
     ) -> None:
         """Serve one request at a time, always the newest; None ends the answers."""
-        while (request := await newest.take()) is not None:
+        while await room.acquire() and (request := await newest.take()) is not None:
             answer = pb.PredictMasksStreamResponse(request_id=request.request_id)
             try:
                 answer.result.CopyFrom(await self._predict(request.request, None))

@@ -26,4 +26,4 @@ class DecoderSettings(ServiceSettings):
     logits_memory_bytes: int = Field(64 * 2**20, ge=0, le=2**40, description="Refinement logits kept in memory")
     embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
     refinement_ttl_s: int = Field(600, ge=1, le=10**6, description="Life of a refinement token, in seconds")
-    predict_timeout_ms: int = Field(30_000, ge=10, le=600_000, description="Longest wait for a place in a batch")
+    predict_timeout_ms: int = Field(30_000, ge=10, le=600_000, description="Longest time for one PredictMasks")

@@ -25,14 +25,13 @@ from splitsam.common.errors import CheckpointError, InvalidArgument
 from splitsam.common.optimised_files import OPTIMISED_PRECISIONS, Optimisation, pack_rows, write_optimised
 from splitsam.common.sam_modules import Sam
 from splitsam.common.settings import DEFAULT_CACHE_DIR, SettingsProblem
-from splitsam.encoder_service.calibrated_pruning import prune_on_images_
+from splitsam.encoder_service.calibrated_pruning import PRUNED_LAYERS, prune_on_images_
 from splitsam.encoder_service.optimize import SPARSE_MLP, build_rungs
 from splitsam.encoder_service.precision import PrecisionChoice, rungs_of
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
-from splitsam.encoder_service.sparsity import Layers, find_linears
+from splitsam.encoder_service.sparsity import find_linears
 
 _ON_WEIGHTS = ("bf16", "int8", "sparse", SPARSE_MLP)
-_PRUNED: dict[str, Layers] = {"sparse": "all", SPARSE_MLP: "mlp"}
 _CPU = torch.device("cpu")
 _DEVICES = ("cpu", "cuda")
 _MIB = 2**20
@@ -65,7 +64,7 @@ def run_optimize(
     rungs = choose_rungs(precision, device)
     if out.suffix != ".safetensors" or out.is_dir():
         raise CheckpointError(f"--out takes a file's name that ends in .safetensors, not {out}")
-    if images and not any(rung in _PRUNED for rung in rungs):
+    if images and not any(rung in PRUNED_LAYERS for rung in rungs):
         raise CheckpointError(f"--image is for the precisions that prune, int8_sparse and seed, not for {precision}")
     with _draft_of(out) as draft:
         loaded = load_model(model=model, checkpoint=checkpoint, sha256=sha256, cache_dir=cache_dir or DEFAULT_CACHE_DIR)
@@ -138,8 +137,8 @@ def optimise_weights(sam: Sam, rungs: tuple[str, ...], images: Tensor | None) ->
         images: as of `read_images`: to prune on before anything is rounded.
     """
     for rung in rungs:
-        if images is not None and rung in _PRUNED:
-            prune_on_images_(sam.image_encoder, images, _PRUNED[rung])
+        if images is not None and rung in PRUNED_LAYERS:
+            prune_on_images_(sam.image_encoder, images, PRUNED_LAYERS[rung])
     build_rungs(sam.image_encoder, [rung for rung in rungs if rung == "bf16"], _CPU)
     largest = {
         f"image_encoder.{name}.weight": layer.weight.detach().abs().amax(1)

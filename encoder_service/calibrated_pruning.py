@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from splitsam.encoder_service.sparsity import Layers, find_linears
 
+# What each rung that prunes takes.
+PRUNED_LAYERS: dict[str, Layers] = {"sparse": "all", "sparse_mlp": "mlp"}
 # Of the mean diagonal, as in the paper: inputs may be nearly dependent.
 DAMPING = 0.01
 COLUMNS = 64  # corrected one by one; those beyond get their corrections in one product

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,29 +72,46 @@ class EncodePipeline:
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self._submitted: set[Address] = set()
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="splitsam-image")
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, tenant: str, image: bytes, lane: Lane) -> Encoded:
+    async def encode(self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None) -> Encoded:
         """Encode an image, or find its embedding.
 
         Args:
             image: the bytes of an image file.
+            deadline_s: when the caller gives up, in seconds of time.monotonic(); None if it never does.
 
         Raises:
             InvalidArgument: not an image within the limits.
-            QueueFull: too many images are in work.
+            QueueFull, DeadlineTooShort, NotReady: as `check_room` raises them.
         """
+        until_s = math.inf if deadline_s is None else deadline_s
+        self.check_room(tenant, lane, until_s)
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
         digest = await self._on_thread(lambda: hashlib.sha256(image).digest())
         addresses = self._keys.embedding_addresses(tenant, digest, self._version)
+        if addresses[0] not in self._flights:
+            self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
+        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, addresses, lane))
+
+    def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf) -> None:
+        """Refuse now an image that could not be encoded in time; those that are being prepared come before it.
+
+        Raises:
+            QueueFull: too many images are in work, or would take too long.
+            DeadlineTooShort: it would be encoded too late for its caller.
+            NotReady: the service is shutting down.
+        """
         if len(self._flights) >= self._settings.max_queue:
             raise QueueFull(f"{self._settings.max_queue} images are in work already", retry_delay_s=1.0)
-        return await self._flights.run(addresses[0], lambda: self._encode_once(image, addresses, lane))
+        preparing = len(self._flights) - len(self._submitted)
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=preparing)
 
     async def look_up(self, tenant: str, image_sha256: bytes) -> RecordHeader | None:
         """The header of an image's embedding if the cache holds it.
@@ -120,7 +138,7 @@ class EncodePipeline:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         return record
 
-    async def _encode_once(self, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
+    async def _encode_once(self, tenant: str, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
         start_s = time.perf_counter()
         claimed = False
         try:
@@ -131,19 +149,21 @@ class EncodePipeline:
         try:
             if header is not None:
                 return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-            return await self._compute(image, addresses[0], lane, cache_ms)
+            return await self._compute(tenant, image, addresses[0], lane, cache_ms)
         finally:
+            self._submitted.discard(addresses[0])
             if claimed:
                 with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
                     await self._cache.release(addresses[0])
 
-    async def _compute(self, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
+    async def _compute(self, tenant: str, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
         start_s = time.perf_counter()
         prepared = await self._on_thread(lambda: prepare_image(image, self._limits))
         preprocess_s = time.perf_counter() - start_s
         self._metrics.decode_seconds.observe(preprocess_s)
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
-        served = await self._batcher.submit(prepared, deadline_s=deadline_s, lane=lane)
+        self._submitted.add(address)
+        served = await self._batcher.submit(prepared, deadline_s=deadline_s, lane=lane, tenant=tenant)
         header = RecordHeader(
             kind=EMBEDDING,
             address=address,

@@ -6,13 +6,15 @@ import logging
 import grpc
 import torch
 
-from splitsam.common.batcher import Batcher
+from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
 from splitsam.common.device import choose_device, describe_device
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
@@ -36,6 +38,7 @@ class EncoderService:
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
         check_precision(settings.precision, self._device)  # before any weights are fetched
+        self._guard = DeviceGuard(self._device, metrics)
         self._servicer = EncoderServicer(settings)
         self._batcher: Batcher[PreparedImage, torch.Tensor] | None = None
         self._pipeline: EncodePipeline | None = None
@@ -49,21 +52,29 @@ class EncoderService:
     def register(self, server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
 
+    def check_room(self, method: str, tenant: str) -> None:
+        if self._pipeline is not None and method == "EncodeImage":
+            self._pipeline.check_room(tenant, Lane.CLICK)
+
     async def open(self) -> None:
         model, info = await asyncio.to_thread(self._load)
         on_gpu = self._device.type == "cuda"
         self._batcher = Batcher(
-            model.encode,
+            self._guard.guarded(model.encode),
             name="encoder",
             max_weight=max(self._settings.batch_sizes) if on_gpu else 1,
             max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
             max_queue=self._settings.max_queue,
+            max_queue_ms=self._settings.lane_queue_ms,
             metrics=self._metrics,
         )
         self._batcher.start()
         version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)
         self._pipeline = EncodePipeline(self._batcher, self._cache, self._keys, version, self._settings, self._metrics)
         self._servicer.load(self._pipeline, info)
+
+    async def lost(self) -> str:
+        return await self._guard.lost()
 
     async def close(self) -> None:
         if self._batcher is not None:
@@ -92,14 +103,14 @@ class EncoderService:
             device=self._device,
             batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
         )
-        model.warm_up()
+        cache_notes = compile_cache.warm_up(model.warm_up)
         info = ModelInfo(
             name=loaded.name,
             model_id=loaded.model_id,
             demonstration=loaded.demonstration,
             precision=choice.precision,
             device=describe_device(self._device),
-            notes=(*loaded.notes, *choice.notes),
+            notes=(*loaded.notes, *choice.notes, *cache_notes),
             codec=settings.codec,
             preprocess_version=PREPROCESS_VERSION,
         )

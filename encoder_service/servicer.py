@@ -44,7 +44,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     async def EncodeImage(
         self, request: pb.EncodeImageRequest, context: grpc.aio.ServicerContext
     ) -> pb.EncodeImageResponse:
-        encoded = await self._pipeline.encode(current_call.get().tenant, request.image, Lane.CLICK)
+        call = current_call.get()
+        encoded = await self._pipeline.encode(call.tenant, request.image, Lane.CLICK, call.deadline_s)
         return _to_response(encoded)
 
     async def LookUpEmbedding(
@@ -115,7 +116,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         """One image of a stream; its failure is its own answer and never the stream's end."""
         answer = pb.EncodeImagesResponse(request_id=request.request_id)
         try:
-            encoded = await self._pipeline.encode(current_call.get().tenant, request.image, Lane.BULK)
+            call = current_call.get()
+            encoded = await self._pipeline.encode(call.tenant, request.image, Lane.BULK, call.deadline_s)
             answer.result.CopyFrom(_to_response(encoded))
         except ServiceError as error:
             answer.error.CopyFrom(to_item_error(error))

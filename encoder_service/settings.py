@@ -25,7 +25,7 @@ class EncoderSettings(ServiceSettings):
     decode_threads: int = Field(2, ge=1, le=256, description="Threads that decode and resize images")
     stream_window: int = Field(8, ge=1, le=256, description="Images of one EncodeImages stream in work at once")
     embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
-    encode_timeout_ms: int = Field(60_000, ge=100, le=600_000, description="Longest wait for a place in a batch")
+    encode_timeout_ms: int = Field(60_000, ge=100, le=600_000, description="Longest time for one encode and its claim")
     claim_wait_ms: int = Field(5_000, ge=0, le=60_000, description="Longest wait for another replica's encode")
 
     @field_validator("batch_sizes", mode="before")

@@ -37,10 +37,16 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
         self.loaded.set()
         self.load_failure: Exception | None = None
         self.load_ended = False
+        self.room_failure: Exception | None = None
         self.closed_after_calls: list[bool] = []
+        self.loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def register(self, server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self, server)
+
+    def check_room(self, method: str, tenant: str) -> None:
+        if self.room_failure is not None:
+            raise self.room_failure
 
     async def open(self) -> None:
         try:
@@ -49,6 +55,9 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
             self.load_ended = True
         if self.load_failure is not None:
             raise self.load_failure
+
+    async def lost(self) -> str:
+        return await asyncio.shield(self.loss)
 
     async def close(self) -> None:
         self.closed_after_calls.append(self.finished.is_set() or not self.started.is_set())

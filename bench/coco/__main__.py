@@ -36,7 +36,9 @@ from bench.coco.experiment import LADDER, PROBLEMS_SHOWN, Experiment, Problems, 
 from bench.coco.rows import ResultsError, RowFile
 from bench.coco.table import print_table, summarise, write_table
 from bench.commit import read_commit
+from bench.pruning import Sources
 from splitsam.common.architectures import ARCHITECTURES
+from splitsam.common.checkpoint_files import file_sha256
 from splitsam.common.checkpoints import LoadedModel, load_model
 from splitsam.common.device import choose_device, describe_device
 from splitsam.common.errors import CheckpointError
@@ -63,6 +65,7 @@ def fix_settings(arguments: argparse.Namespace, model: LoadedModel, environment:
         "annotations": hashlib.sha256(arguments.annotations.read_bytes()).hexdigest(),
         "images": str(arguments.images.resolve()),
         "model_id": model.model_id,
+        "pruned_on": " ".join(file_sha256(path) for path in arguments.image),
         **{name: environment[name] for name in ("device", "torch", "commit")},
     }
 
@@ -83,6 +86,13 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=ARCHITECTURES, help="architecture; read from the checkpoint when unset")
     parser.add_argument("--checkpoint", help="path, file:// or https:// URL; unset: the shipped vit_t")
     parser.add_argument("--rungs", nargs="+", choices=LADDER, help="rows besides fp32; unset: all this device can do")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        help="prune on this image, may be repeated; none: by magnitude",
+    )
     parser.add_argument("--limit", type=int, help="only the first images")
     parser.add_argument("--device", type=parse_device, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--results", type=Path, help="JSON lines, gone on with; the table goes beside it as .csv")
@@ -95,22 +105,23 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def load_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, Dataset]:
+def load_inputs(arguments: argparse.Namespace) -> tuple[LoadedModel, Sources, Dataset]:
     """Raises SystemExit with one line when something that was asked for cannot be had."""
     try:
         dataset = read_dataset(arguments.annotations, arguments.images)
         checkpoint = arguments.checkpoint
         model = load_model(model=arguments.model, checkpoint=checkpoint, sha256=None, cache_dir=DEFAULT_CACHE_DIR)
+        sources = Sources(model.sam, arguments.image, arguments.device)
     except (DatasetError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     if model.optimisation is not None:
         sys.exit(f"error: {model.path} is already optimised, for {model.optimisation.precision}: give its source")
-    return model, dataset
+    return model, sources, dataset
 
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(words)
-    model, dataset = load_inputs(arguments)
+    model, sources, dataset = load_inputs(arguments)
     device = arguments.device
     rungs = choose_rungs(arguments.rungs, device)
     images = dataset.images[: arguments.limit]
@@ -123,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> int:
     problems.report(dataset.problems)
     try:
         with RowFile(results, fix_settings(arguments, model, environment), environment) as rows:
-            experiment = Experiment(model, device, DecoderModel(model.sam, device), images, rows, problems)
+            experiment = Experiment(model, sources, device, DecoderModel(model.sam, device), images, rows, problems)
             run(experiment, rungs)
             lines = [line for r in rungs for line in summarise(r, list_prefix(r, device), experiment.scores(r))]
     except ResultsError as error:

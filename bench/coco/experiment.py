@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from bench.coco.dataset import CocoImage, DatasetError, LoadedImage, load_image
 from bench.coco.rows import Row, RowFile
 from bench.coco.scores import Score, score_image
+from bench.pruning import Sources
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.checkpoints import LoadedModel
 from splitsam.common.precision import DTYPES, exact_convolutions
@@ -51,12 +53,12 @@ class Problems:
 class RungEncoder:
     """The image encoder with some rungs, one image at a time; warm once it is built."""
 
-    def __init__(self, sam: Sam, rungs: Sequence[str], device: torch.device) -> None:
+    def __init__(self, sam: Sam, source: nn.Module, rungs: Sequence[str], device: torch.device) -> None:
         # What earlier rungs compiled of the same code counts towards the limit of recompilations.
         torch.compiler.reset()
         self._sam, self._device = sam, device
         self._dtype = DTYPES["bf16" if "bf16" in rungs else REFERENCE]
-        self._encoder = build_rungs(copy.deepcopy(sam.image_encoder), rungs, device)
+        self._encoder = build_rungs(copy.deepcopy(source), rungs, device)
         self._run(torch.zeros(3, IMAGE_SIDE_PX, IMAGE_SIDE_PX))
 
     def encode(self, loaded: LoadedImage) -> torch.Tensor:
@@ -75,6 +77,7 @@ class Experiment:
     """What the rungs of one run share."""
 
     model: LoadedModel
+    sources: Sources
     device: torch.device
     decoder: DecoderModel
     images: Sequence[CocoImage]
@@ -149,7 +152,9 @@ def run_rung(experiment: Experiment, rung: str, progress: "tqdm[Any]") -> None:
     if not todo:
         return
     try:
-        encoder = RungEncoder(experiment.model.sam, list_prefix(rung, experiment.device), experiment.device)
+        rungs = list_prefix(rung, experiment.device)
+        source = experiment.sources.encoder(rungs)
+        encoder = RungEncoder(experiment.model.sam, source, rungs, experiment.device)
     except Exception as failure:  # noqa: BLE001 one rung's failure must not stop the others
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"[:300]
         experiment.problems.report([f"rung {rung}: cannot be built: {reason}"])

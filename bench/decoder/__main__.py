@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from bench.decoder.measure import SCENARIOS, Options, measure
-from bench.decoder.rows import Row, describe_row
-from bench.results_file import RESULTS, ResultsFile
+from bench.decoder.rows import ResultsFile, describe_row
+from bench.row_file import RESULTS, results_path
 from bench.waterfall.__main__ import describe_machine
 from splitsam.common.device import choose_device
 from splitsam.common.settings import SettingsProblem
@@ -75,9 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     say = Log(parsed.log)
     say(", ".join(f"{name} {value}" for name, value in machine.items() if value))
-    slug = "-".join("".join(letter if letter.isalnum() else " " for letter in machine["gpu"].lower()).split())
-    path = parsed.results / f"decoder-{slug}.csv"
-    results = ResultsFile(path, Row)
+    path = results_path(parsed.results, "decoder", machine["gpu"])
+    results = ResultsFile(path)
     with torch.inference_mode(False), torch.no_grad():
         for row in measure(options, machine, say):
             say(describe_row(row))

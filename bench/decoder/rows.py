@@ -1,6 +1,9 @@
 """The rows of `bench.decoder`: one way of answering one scenario."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from bench.row_file import read_rows, write_rows
 
 ORIGINAL = "segment-anything"
 
@@ -45,6 +48,24 @@ class Row:
     def key(self) -> tuple[str, int, str]:
         """What one run measures together and replaces together."""
         return self.scenario, self.images, self.gpu
+
+
+class ResultsFile:
+    """The CSV of one GPU, rewritten with every row that is added.
+
+    The first row of a key drops what earlier runs have left under that key: ratios compare within one run only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begun: set[tuple[str, int, str]] = set()
+
+    def add(self, row: Row) -> None:
+        kept = read_rows(Row, self._path) if self._path.exists() else []
+        if row.key not in self._begun:
+            kept = [other for other in kept if other.key != row.key]
+            self._begun.add(row.key)
+        write_rows(self._path, Row, sorted([*kept, row], key=lambda row: row.key))
 
 
 def describe_row(row: Row) -> str:

@@ -3,6 +3,7 @@
     python -m bench.waterfall --model vit_b --batches 1 4 16 32
     python -m bench.waterfall --model vit_b --batches 1 16 --scope end_to_end     # with `nested`, to masks
     python -m bench.waterfall --model vit_h --batches 8 --checkpoint sam_vit_h_4b8939.pth
+    python -m bench.waterfall --model vit_t --batches 16 --image training/photographs/owl.jpg   # to prune on
     python -m bench.waterfall --model vit_b --batches 16 --rungs triton --trace out/triton.json --profile-top 20
 
 A row is one rung, built on all rungs before it, at one batch; bench/README.md says how it is measured.
@@ -21,7 +22,9 @@ from pathlib import Path
 
 import torch
 
+from bench import row_file
 from bench.commit import read_commit
+from bench.pruning import Sources
 from bench.waterfall.measure import Options, Waterfall
 from bench.waterfall.pipelines import LADDERS
 from bench.waterfall.rows import RESULTS, ResultsFile, Row
@@ -93,6 +96,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scope", choices=LADDERS, default="encoder")
     parser.add_argument("--checkpoint", help="trained weights: path or URL; otherwise vit_t's own, or random ones")
     parser.add_argument("--outliers", action="store_true", help="put outlier channels into the activations")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        help="prune on this image, may be repeated; none: by magnitude",
+    )
     parser.add_argument("--scenes", type=int, default=32, help="drawn scenes to compare masks on, trained weights only")
     parser.add_argument("--held-out", type=Path, default=Path("out/held_out.npz"), help="where drawn scenes are kept")
     parser.add_argument("--prompts", type=_positive, default=8, help="end_to_end: clicks an image, on average")
@@ -120,6 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         device = choose_device(parsed.device)
         subject = load_subject(parsed.model, parsed.checkpoint, parsed.outliers)
+        sources = Sources(subject.sam, parsed.image, device)
     except (SettingsProblem, CheckpointError) as problem:
         sys.exit(f"error: {problem}")
     start = time.monotonic()
@@ -139,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     held = draw_held_out(parsed.scenes, parsed.held_out) if subject.trained and parsed.scenes > 0 else None
     path = results_path(parsed.results, machine["gpu"])
-    measure(Waterfall(subject, held, options, machine), ResultsFile(path), options.batches)
+    measure(Waterfall(subject, sources, held, options, machine), ResultsFile(path), options.batches)
     print(f"{path} after {time.monotonic() - start:.0f} s", flush=True)
 
 
@@ -155,8 +166,7 @@ def measure(waterfall: Waterfall, results: ResultsFile, batches: Sequence[int]) 
 
 
 def results_path(folder: Path, gpu: str) -> Path:
-    slug = "-".join("".join(letter if letter.isalnum() else " " for letter in gpu.lower()).split())
-    return folder / f"waterfall-{slug}.csv"
+    return row_file.results_path(folder, "waterfall", gpu)
 
 
 if __name__ == "__main__":

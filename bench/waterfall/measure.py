@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.pruning import Sources
 from bench.waterfall.masks import Agreement, MaskComparison
 from bench.waterfall.pipelines import BESIDE, NESTED, Pipeline, build_encoder, build_pipeline, rungs_up_to
 from bench.waterfall.rows import BASELINE, Row
@@ -71,12 +72,15 @@ class Waterfall:
     """Measures the rungs of one subject on one device.
 
     Args:
+        sources: of that subject.
         held: scenes to compare masks on, or None for none.
         machine: the columns gpu, torch, triton, commit and command.
     """
 
-    def __init__(self, subject: Subject, held: HeldOut | None, options: Options, machine: dict[str, str]) -> None:
-        self._subject, self._options, self._machine = subject, options, machine
+    def __init__(
+        self, subject: Subject, sources: Sources, held: HeldOut | None, options: Options, machine: dict[str, str]
+    ) -> None:
+        self._subject, self._sources, self._options, self._machine = subject, sources, options, machine
         count = max(options.batches)
         if held is None:
             self._images = draw_noise(count)
@@ -109,7 +113,7 @@ class Waterfall:
     def _measure_reference(self) -> None:
         """Embeddings and masks of segment-anything in fp32."""
         options = self._options
-        reference = build_pipeline(options.scope, self._subject.sam, (), 1, options.device)
+        reference = build_pipeline(options.scope, self._subject.sam, self._sources.encoder(()), (), 1, options.device)
         self._embeddings = torch.cat(
             [reference.encode(image.to(options.device)).cpu() for image in torch.split(self._images, 1)]
         )
@@ -159,11 +163,12 @@ class Waterfall:
         options = self._options
         _forget_pipelines(options.device)
         images, clicks = self._images[:batch].to(options.device), self._clicks[:batch]
+        source = self._sources.encoder(rungs)
         recorder = MemoryRecorder(options.device, _snapshot_path(options.trace) if profiled else None)
         start = time.monotonic()
         # Weights that are made in inference mode could not be compiled.
         with torch.inference_mode(False), torch.no_grad():
-            pipeline = build_pipeline(options.scope, self._subject.sam, rungs, batch, options.device)
+            pipeline = build_pipeline(options.scope, self._subject.sam, source, rungs, batch, options.device)
         call = _timed_call(options.scope, pipeline, images, clicks)
         call()
         synchronize(options.device)

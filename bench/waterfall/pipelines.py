@@ -148,12 +148,17 @@ def rungs_up_to(scope: str, rung: str) -> tuple[str, ...]:
     return (*(name for name in before if name not in BESIDE and name != BESIDE.get(rung)), rung)
 
 
-def build_pipeline(scope: str, sam: Sam, rungs: Sequence[str], batch: int, device: torch.device) -> Pipeline:
+def build_pipeline(
+    scope: str, sam: Sam, source: nn.Module, rungs: Sequence[str], batch: int, device: torch.device
+) -> Pipeline:
     """The pipeline of some rungs, none of which is `segment-anything` itself.
 
     In the scope `encoder` all pipelines decode by the same fp32 decoder, so that masks differ by embeddings alone.
+
+    Args:
+        source: the fp32 image encoder to build on.
     """
-    encoder = build_encoder(sam.image_encoder, [rung for rung in rungs if rung != NESTED], batch, device)
+    encoder = build_encoder(source, [rung for rung in rungs if rung != NESTED], batch, device)
     if scope == "encoder":
         return Pipeline(encoder, functools.partial(NestedDecoder, sam, device, torch.float32))
     dtype = DTYPES["bf16" if "bf16" in rungs else "fp32"]

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import results_file
-from bench.results_file import RESULTS
+from bench import row_file
+from bench.row_file import RESULTS, columns_of
 
-__all__ = ["BASELINE", "COLUMNS", "RESULTS", "ResultsFile", "Row", "read_rows"]
+__all__ = ["RESULTS"]
 
 BASELINE = "segment-anything"
 Key = tuple[str, str, str, int, str]
@@ -57,14 +57,27 @@ class Row:
         return self.scope, self.model, self.weights, self.batch, self.gpu
 
 
-COLUMNS = results_file.columns(Row)
+COLUMNS = columns_of(Row)
 
 
-class ResultsFile(results_file.ResultsFile[Row]):
+class ResultsFile:
+    """The CSV of one GPU, rewritten with every row that is added.
+
+    The first row of a key drops what earlier runs have left under that key: ratios compare within one run only.
+    """
+
     def __init__(self, path: Path) -> None:
-        super().__init__(path, Row)
+        self._path = path
+        self._begun: set[Key] = set()
+
+    def add(self, row: Row) -> None:
+        kept = read_rows(self._path) if self._path.exists() else []
+        if row.key not in self._begun:
+            kept = [other for other in kept if other.key != row.key]
+            self._begun.add(row.key)
+        row_file.write_rows(self._path, Row, sorted([*kept, row], key=lambda row: row.key))
 
 
 def read_rows(path: Path) -> list[Row]:
     """Raises ValueError when the file has other columns."""
-    return results_file.read_rows(path, Row)
+    return row_file.read_rows(Row, path)

@@ -3,58 +3,34 @@
     python -m bench.waterfall.tables             # README.md and bench/README.md
     python -m bench.waterfall.tables --check     # changes nothing; fails when something would change
 
-A document says where a table goes and which rows it holds, by columns of the CSV and any number of values:
-
-    <!-- waterfall: scope=encoder model=vit_b,vit_l batch=1,16 -->
-    <!-- end of waterfall -->
+`bench.documents` says how a document asks for them.
 """
 
-import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.documents import DOCUMENTS, write_files
+from bench.documents import write_sections as write_sections_of
+from bench.row_file import select_rows as select
 from bench.waterfall.chart import draw_chart
-from bench.waterfall.rows import BASELINE, COLUMNS, RESULTS, Row, read_rows
+from bench.waterfall.rows import BASELINE, Row, read_rows
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.checkpoints import DEMONSTRATION_MODEL
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "bench/README.md")
-SECTION = re.compile(r"<!-- waterfall:(?P<filters>[^>]*)-->\n.*?<!-- end of waterfall -->\n", re.S)
+__all__ = ["DOCUMENTS"]
+
 SCOPES = {"encoder": "image encoder alone", "end_to_end": "image encoder and mask decoder"}
 SLOWER = 0.99  # of the row before; within a percent is neither faster nor slower
 
 
 def write_sections(document: str, rows: Sequence[Row]) -> str:
-    """The document with new tables between its markers.
-
-    Raises:
-        ValueError: a marker names a column that does not exist.
-    """
-
-    def section(match: re.Match[str]) -> str:
-        filters = match["filters"].strip()
-        tables = build_tables(select_rows(rows, filters))
-        return f"<!-- waterfall: {filters} -->\n\n{tables}\n<!-- end of waterfall -->\n"
-
-    return SECTION.sub(section, document)
+    """The document with new tables between its markers."""
+    return write_sections_of(document, "waterfall", lambda filters: build_tables(select_rows(rows, filters)))
 
 
 def select_rows(rows: Sequence[Row], filters: str) -> list[Row]:
-    """Those whose columns have one of the values given, as in `model=vit_b,vit_l batch=1`; a value has no spaces."""
-    wanted = {}
-    for word in filters.split():
-        column, _, values = word.partition("=")
-        if column not in COLUMNS or not values:
-            raise ValueError(f"{word!r} is not column=value with a column of the waterfall")
-        wanted[column] = values.split(",")
-    return [
-        row
-        for row in rows
-        if all(str(getattr(row, column)).replace(" ", "_") in values for column, values in wanted.items())
-    ]
+    return select(Row, rows, filters)
 
 
 def build_tables(rows: Sequence[Row]) -> str:
@@ -138,26 +114,7 @@ def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.waterfall.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
-    parser.add_argument("--check", action="store_true", help="only say what is not current")
-    options = parser.parse_args(arguments)
-    try:
-        files = collect_files(options.documents, options.results)
-    except (OSError, ValueError) as problem:
-        sys.exit(f"error: {problem}")
-    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        print(f"{'not current' if options.check else 'wrote'}: {path}")
-        if not options.check:
-            path.write_text(files[path])
-    if options.check and stale:
-        sys.exit("error: run python -m bench.waterfall.tables")
+    write_files("bench.waterfall.tables", __doc__, collect_files, arguments)
 
 
 if __name__ == "__main__":

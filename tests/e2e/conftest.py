@@ -67,7 +67,9 @@ def on_gpu(pytestconfig):
 
 @pytest.fixture(scope="session")
 def service_args(weights, device_args, tenant_args):
-    return "--checkpoint", str(weights), *device_args, *tenant_args
+    # On a busy machine the queue may take longer than its default bound.
+    patience = ("--max-queue-ms", "120000", "--max-bulk-queue-ms", "120000")
+    return "--checkpoint", str(weights), *device_args, *tenant_args, *patience
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +90,7 @@ def stack(service_args, tmp_path_factory):
 @pytest.fixture(scope="session")
 def open_stack(weights, device_args, tmp_path_factory):
     """A second deployment, without tenants, to stop parts of; its decoder keeps one embedding in memory."""
-    arguments = ("--checkpoint", str(weights), *device_args, "--redis-timeout-ms", "500")
+    arguments = ("--checkpoint", str(weights), *device_args, "--redis-timeout-ms", "500", "--max-queue-ms", "120000")
     settings = StackSettings(
         encoder_args=arguments,
         decoder_args=(*arguments, "--memory-bytes", str(2 * 256 * 64 * 64)),

@@ -18,14 +18,13 @@ import numpy as np
 import redis
 import torch
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
 from pycocotools import mask as coco
 
 from splitsam.client.processes import LOOPBACK, Child, free_ports, stop_all
-from splitsam.client.stack import Stack
+from splitsam.client.stack import Stack, is_serving
 from splitsam.common.keys import KeyRing
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, pack_record
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
@@ -216,15 +215,6 @@ def running_service(
         yield service
     finally:
         stop_all([child], DEADLINE_S)
-
-
-def is_serving(address: str) -> bool:
-    with grpc.insecure_channel(address, _CHANNEL_OPTIONS) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2.0)
-        except grpc.RpcError:
-            return False
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:

@@ -120,3 +120,20 @@ def test_redis_that_refuses_writes_costs_no_answer(open_stack, caller):
         connection.config_set("maxmemory", "1gb")
     assert (made.cache_hit, made.stored) == (False, False)
     assert caller.encode(image_file(draw(403))).stored
+
+
+def test_embedding_that_is_evicted_before_its_click_is_encoded_again(open_stack):
+    images = [image_file(draw(seed)) for seed in range(410, 415)]
+    with (
+        redis_of(open_stack) as connection,
+        Client(open_stack.encoder, open_stack.decoder, encode_timeout_s=60, predict_timeout_s=60) as client,
+    ):
+        connection.flushall()
+        empty_bytes = connection.info("memory")["used_memory"]
+        connection.config_set("maxmemory-policy", "allkeys-lru")
+        connection.config_set("maxmemory", empty_bytes + 8 * 2**20)  # for two embeddings and one on its way
+        handles = [client.encode(image) for image in images]
+        assert len(connection.keys("splitsam:embedding:*")) < len(images)
+        assert all(client.predict(handle, points=[(10, 10)])[0].area_px > 0 for handle in handles)
+        connection.config_set("maxmemory", "1gb")
+        connection.config_set("maxmemory-policy", "allkeys-lfu")

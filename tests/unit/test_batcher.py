@@ -1,14 +1,18 @@
 """Batches: how they form, in which order they are served, who is refused, and that everybody gets an answer."""
 
 import asyncio
+import functools
 import itertools
 import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 
+from splitsam.common import admission
+from splitsam.common import batcher as batcher_module
 from splitsam.common.batcher import Batcher, Lane, Served
 from splitsam.common.errors import DeadlineTooShort, NotReady, QueueFull
 from splitsam.common.metrics import Metrics
@@ -170,20 +174,203 @@ async def test_a_full_queue_refuses_with_a_retry_delay_and_serves_what_it_took(s
     assert await values(submit(batcher, 3)) == [6]
 
 
-async def test_an_item_whose_deadline_passed_in_the_queue_is_refused_and_never_run(
-    start, model: Model, metrics: Metrics
+@pytest.mark.parametrize(
+    ("left_s", "max_queue_ms", "refusal"), [(0.05, FOREVER_MS, DeadlineTooShort), (3600.0, 50, QueueFull)]
+)
+async def test_an_item_that_waited_too_long_is_refused_and_never_run(
+    start, model: Model, metrics: Metrics, left_s: float, max_queue_ms: float, refusal: type[Exception]
 ):
-    batcher = start()
-    busy, *late = await submit_behind(batcher, model, 1, 2, left_s=0)
+    batcher = start(max_queue_ms={Lane.BULK: max_queue_ms})
+    busy, *late = await submit_behind(batcher, model, 1, 2, left_s=left_s, lane=Lane.BULK)
+    await asyncio.sleep(0.06)
     in_time = await queue(batcher, 3)
     model.let_go()
     for task in late:
-        with pytest.raises(DeadlineTooShort) as caught:
+        with pytest.raises(refusal) as caught:
             await task
         assert caught.value.retry_delay_s > 0
     assert await values([busy, *in_time]) == [0, 6]
     assert model.batches == [[0], [3]]
     assert dropped(metrics, "expired") == 2
+
+
+class Steady:
+    """Work whose batches take a base and a part for each unit, by a clock that the test moves."""
+
+    def __init__(self, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, base_s: float, unit_s: float, **settings):
+        self.now_s = 1000.0
+        self.batches: list[list[int]] = []
+        self.base_s, self.unit_s = base_s, unit_s
+        clock = SimpleNamespace(monotonic=lambda: self.now_s)
+        for module in (batcher_module, admission):
+            monkeypatch.setattr(module, "time", clock)
+        defaults = {"name": "test", "max_weight": 4, "max_wait_ms": 0, "max_queue": 100, "metrics": metrics}
+        self.batcher = Batcher(self._run, **(defaults | settings))
+        self.go = threading.Event()
+        self.go.set()
+        self.started = threading.Semaphore(0)
+
+    def _run(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.started.release()
+        self.go.wait()
+        self.now_s += self.base_s + self.unit_s * len(items)
+        return list(items)
+
+    async def learn(self) -> None:
+        self.batcher.start()
+        for size in (1, 2, 3, 4) * 3:
+            await asyncio.gather(*(self.submit(0) for _ in range(size)))
+        self.batches.clear()
+
+    async def occupy(self, *waiting: int, **how) -> list[asyncio.Task[Served[int]]]:
+        """Put the worker to work on item 0 and queue others."""
+        while self.started.acquire(blocking=False):
+            pass
+        self.go.clear()
+        first = self.submit(0)
+        await asyncio.to_thread(self.started.acquire)
+        tasks = [first, *(self.submit(item, **how) for item in waiting)]
+        await asyncio.sleep(0)
+        return tasks
+
+    def submit(
+        self, item: int, left_s: float = 3600.0, lane: Lane = Lane.CLICK, tenant: str = ""
+    ) -> asyncio.Task[Served[int]]:
+        submitted = self.batcher.submit(item, deadline_s=self.now_s + left_s, lane=lane, tenant=tenant)
+        return asyncio.create_task(submitted)
+
+
+@pytest.fixture
+async def steady(metrics: Metrics, monkeypatch: pytest.MonkeyPatch):
+    """A worker that has learned: 60 ms, and 10 ms for each of at most 4 items, so 100 ms for a full batch."""
+    made: list[Steady] = []
+
+    async def make(**settings) -> Steady:
+        made.append(Steady(metrics, monkeypatch, 0.06, 0.01, **settings))
+        await made[-1].learn()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.go.set()
+        await each.batcher.close()
+
+
+async def test_a_deadline_that_the_queue_ahead_leaves_no_time_for_is_refused_at_once(steady):
+    work = await steady()
+    tasks = await work.occupy(*range(1, 9))  # 70 ms of the running batch, two full ones, then its own: 340 ms
+    with pytest.raises(DeadlineTooShort) as caught:
+        await work.submit(9, left_s=0.33)
+    assert caught.value.retry_delay_s == pytest.approx(0.05)
+    with pytest.raises(DeadlineTooShort) as caught:
+        await work.submit(9, left_s=0.1)
+    assert caught.value.retry_delay_s == pytest.approx(0.24)
+    in_time = work.submit(9, left_s=0.35)
+    work.go.set()
+    await asyncio.gather(*tasks, in_time)
+    assert work.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
+
+
+async def test_an_idle_worker_is_given_what_looks_too_long(steady):
+    """Or a first batch that happened to be slow would be the last."""
+    work = await steady()
+    assert (await work.submit(5, left_s=0.001)).value == 5
+
+
+async def test_more_work_than_may_wait_is_refused_at_once_and_says_when_to_return(steady):
+    work = await steady(max_queue_ms={Lane.CLICK: 300})
+    tasks = await work.occupy(*range(1, 9))  # the next starts in 270 ms, more than 0.8 of what is allowed
+    with pytest.raises(QueueFull) as caught:
+        await work.submit(9)
+    assert caught.value.retry_delay_s == pytest.approx(0.27)
+    bulk = work.submit(10, lane=Lane.BULK)
+    await asyncio.sleep(0)
+    assert len(work.batcher) == 9
+    work.go.set()
+    await asyncio.gather(*tasks, bulk)
+
+
+async def test_room_is_checked_as_submitting_would_without_taking_any(steady):
+    work = await steady(max_queue_ms={Lane.CLICK: 300})
+    check = functools.partial(work.batcher.check_room, lane=Lane.CLICK, tenant="")
+    check(weight=10_000)
+    tasks = await work.occupy(1, 2, 3, 4)
+    for _ in range(100):
+        check()
+    check(deadline_s=work.now_s + 0.25)  # 70 ms of the running batch, a full one, then its own 70 ms
+    with pytest.raises(DeadlineTooShort):
+        check(deadline_s=work.now_s + 0.23)
+    with pytest.raises(DeadlineTooShort):
+        check(deadline_s=work.now_s + 0.35, weight=12)
+    check(deadline_s=work.now_s + 0.5, weight=12)
+    with pytest.raises(QueueFull):
+        check(ahead=4)
+    assert len(work.batcher) == 4
+    work.go.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_work_that_has_begun_goes_on_in_a_full_queue_until_its_deadline(steady):
+    work = await steady(max_queue=5, max_queue_ms={Lane.CLICK: 300})
+    tasks = await work.occupy(*range(1, 6))
+    with pytest.raises(QueueFull):
+        await work.submit(6)
+    going_on = work.batcher.submit(7, deadline_s=work.now_s + 3600, begun=True)
+    expired = work.batcher.submit(8, deadline_s=work.now_s + 0.01, begun=True)
+    going_on, expired = asyncio.create_task(going_on), asyncio.create_task(expired)
+    await asyncio.sleep(0)
+    work.go.set()
+    with pytest.raises(DeadlineTooShort):
+        await expired
+    assert (await going_on).value == 7
+    await asyncio.gather(*tasks)
+
+
+async def test_whoever_waited_too_long_after_all_is_refused_and_not_run(steady):
+    work = await steady(max_queue_ms={Lane.CLICK: 400}, max_weight=1)
+    busy, *late = await work.occupy(*range(1, 5))  # by what was learned the last would start in 280 ms
+    work.base_s = 1.0
+    work.go.set()
+    await busy
+    outcomes = await asyncio.gather(*late, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {QueueFull}
+    assert work.batches == [[0]]
+    assert (await work.submit(9)).value == 9
+
+
+async def test_clicks_take_the_places_of_bulk_work_in_a_full_queue(steady, metrics: Metrics):
+    work = await steady(max_queue=4)
+    busy, first, second, *last = await work.occupy(1, 2, 3, 4, lane=Lane.BULK)
+    with pytest.raises(QueueFull):
+        await work.submit(9, lane=Lane.BULK)
+    clicks = [work.submit(item) for item in (5, 6)]
+    for shed in last:
+        with pytest.raises(QueueFull) as caught:
+            await shed
+        assert caught.value.retry_delay_s > 0
+    work.go.set()
+    await asyncio.gather(busy, first, second, *clicks)
+    assert work.batches == [[0], [5, 6, 1, 2]]
+    assert dropped(metrics, "shed") == 2
+
+
+async def test_a_tenants_flood_fills_the_queue_for_that_tenant_only(steady):
+    work = await steady(max_queue_ms={Lane.CLICK: 1000}, max_weight=1)
+    flood = await work.occupy(*range(1, 10), tenant="a")
+    flood += [work.submit(item, tenant="a") for item in range(10, 30)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await flood[-1]
+    small = [work.submit(1000 + item, tenant="b") for item in range(3)]
+    await asyncio.sleep(0)
+    work.go.set()
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    assert [served.value for served in await asyncio.gather(*small)] == [1000, 1001, 1002]
+    assert work.batches[1:6] == [[1], [1000], [2], [1001], [3]]
+    served = [outcome for outcome in outcomes if isinstance(outcome, Served)]
+    assert all(outcome.queue_ms <= 1000 for outcome in served)
+    assert len(served) > 5
 
 
 async def test_a_cancelled_item_is_dropped_counted_and_never_run(start, model: Model, metrics: Metrics):

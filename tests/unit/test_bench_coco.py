@@ -423,3 +423,22 @@ def test_run_refuses_a_checkpoint_that_is_missing_and_a_table_as_results(drawn, 
     with pytest.raises(SystemExit):
         run(drawn, "--device", "tpu9")
     assert "is none of auto, cpu, cuda or cuda:N" in capsys.readouterr().err
+
+
+def test_pruning_on_images_keeps_more_of_the_masks_than_by_magnitude(drawn):
+    def mean_agreement(*words):
+        assert run(drawn, "--rungs", "sparse", *words) == 0
+        rows = [row for row in read_rows(drawn) if row["rung"] == "sparse"]
+        return np.mean([each["vs_fp32"] for row in rows for each in row["scores"]])
+
+    by_magnitude = mean_agreement()
+    image = str(next((drawn / "images").iterdir()))
+    with pytest.raises(SystemExit):  # the rows of another kind of pruning are not gone on with
+        run(drawn, "--rungs", "sparse", "--image", image)
+    (drawn / "results.jsonl").unlink()
+    assert mean_agreement("--image", image) > by_magnitude + 0.01
+
+
+def test_image_to_prune_on_that_is_none_is_named_in_one_line(drawn):
+    with pytest.raises(SystemExit, match=r"error: --image .*instances\.json: "):
+        run(drawn, "--image", str(drawn / "instances.json"))

@@ -10,8 +10,8 @@ import torch
 from bench.decoder.__main__ import main, parse_arguments
 from bench.decoder.measure import SCENARIOS, Bench, Options, make_scenes
 from bench.decoder.original import Original
-from bench.decoder.rows import ORIGINAL, Row
-from bench.results_file import ResultsFile, read_rows
+from bench.decoder.rows import ORIGINAL, ResultsFile, Row
+from bench.row_file import read_rows
 from splitsam.common.checkpoints import load_model
 
 CPU = torch.device("cpu")
@@ -53,10 +53,10 @@ def test_every_scenario_has_a_row_of_the_original_and_one_of_ours(sam, encoded, 
         assert ours.mask_miou >= 0.9995
         if ours.scenario != "logits of the best":
             assert ours.masks == original.masks
-    file = ResultsFile(tmp_path / "decoder.csv", Row)
+    file = ResultsFile(tmp_path / "decoder.csv")
     for row in rows:
         file.add(row)
-    assert sorted((row.scenario, row.decoder) for row in read_rows(tmp_path / "decoder.csv", Row)) == sorted(
+    assert sorted((row.scenario, row.decoder) for row in read_rows(Row, tmp_path / "decoder.csv")) == sorted(
         (row.scenario, row.decoder) for row in rows
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.pruning import Sources
 from bench.waterfall.__main__ import describe_machine, measure, parse_arguments, results_path
 from bench.waterfall.masks import measure_iou
 from bench.waterfall.measure import Options, Waterfall
@@ -86,7 +87,9 @@ def a_row(**changes):
 @pytest.fixture(scope="module")
 def encoder_rows(tiny, held, tmp_path_factory):
     path = tmp_path_factory.mktemp("waterfall") / "waterfall-cpu.csv"
-    waterfall = Waterfall(Subject("tiny", "trained", tiny), held, options(batches=(1, 2)), MACHINE)
+    waterfall = Waterfall(
+        Subject("tiny", "trained", tiny), Sources(tiny, (), CPU), held, options(batches=(1, 2)), MACHINE
+    )
     return measure(waterfall, ResultsFile(path), (1, 2)), path
 
 
@@ -143,7 +146,7 @@ def test_a_wrong_rung_is_not_timed_and_the_next_goes_on(tiny, monkeypatch, capsy
 
     build_rungs = pipelines.build_rungs
     monkeypatch.setattr(pipelines, "build_rungs", spoilt)
-    rows = list(Waterfall(Subject("tiny", "random", tiny), None, options(), MACHINE).run())
+    rows = list(Waterfall(Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(), MACHINE).run())
     assert [row.rung for row in rows] == [BASELINE, "bf16"]
     assert "left out: fp32 at batch 1: WrongAnswerError: embedding error" in capsys.readouterr().out
 
@@ -158,7 +161,7 @@ def test_the_rung_beside_the_ladder_takes_the_place_of_its_neighbour(tiny, monke
     monkeypatch.setattr("bench.waterfall.pipelines.build_rungs", build_rungs)
     able = ("fp32", "int8", "sparse", "sparse_mlp")
     limit_rungs(monkeypatch, able)
-    waterfall = Waterfall(Subject("tiny", "random", tiny), None, options(rungs=able), MACHINE)
+    waterfall = Waterfall(Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(rungs=able), MACHINE)
     _, _, int8, sparse, sparse_mlp = waterfall.run()
     assert built[1:] == [["fp32", "int8"], ["fp32", "int8", "sparse"], ["fp32", "int8", "sparse_mlp"]]
     assert sparse.x_prev == pytest.approx(sparse.img_s / int8.img_s)
@@ -166,7 +169,9 @@ def test_the_rung_beside_the_ladder_takes_the_place_of_its_neighbour(tiny, monke
 
 
 def test_an_unsupported_rung_says_why_and_random_weights_have_no_mask_figures(tiny, capsys):
-    waterfall = Waterfall(Subject("tiny", "random", tiny), None, options(rungs=("fp32", "triton")), MACHINE)
+    waterfall = Waterfall(
+        Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(rungs=("fp32", "triton")), MACHINE
+    )
     rows = list(waterfall.run())
     assert [row.rung for row in rows] == [BASELINE, "fp32"]
     assert {(row.mask_miou, row.index_flips) for row in rows} == {(None, None)}
@@ -174,7 +179,7 @@ def test_an_unsupported_rung_says_why_and_random_weights_have_no_mask_figures(ti
 
 
 def test_a_run_out_of_time_says_what_it_left_out(tiny, capsys):
-    waterfall = Waterfall(Subject("tiny", "random", tiny), None, options(deadline=0.0), MACHINE)
+    waterfall = Waterfall(Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(deadline=0.0), MACHINE)
     assert [row.rung for row in waterfall.run()] == [BASELINE]
     assert capsys.readouterr().out.count("the time limit leaves no time") == 2
 
@@ -184,7 +189,7 @@ def test_end_to_end_measures_the_nested_decoder_and_writes_a_trace(tiny, held, t
     limit_rungs(monkeypatch, able)
     trace = tmp_path / "trace.json"
     changes = options(scope="end_to_end", rungs=("fp32", "nested", "sparse"), prompts=2, trace=trace, profile_top=3)
-    rows = list(Waterfall(Subject("tiny", "trained", tiny), held, changes, MACHINE).run())
+    rows = list(Waterfall(Subject("tiny", "trained", tiny), Sources(tiny, (), CPU), held, changes, MACHINE).run())
     assert [row.rung for row in rows] == [BASELINE, "fp32", "nested"]
     assert rows[1].mask_miou == pytest.approx(1, abs=1e-3)
     assert 0.5 < rows[2].mask_miou < 1

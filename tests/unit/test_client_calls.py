@@ -30,6 +30,7 @@ FOUND_MASK = decoder_pb2.GenerateMasksResponse(
     image_size=SIZE,
 )
 ITERATED = ("encode_many", "generate")
+GONE = "127.0.0.1:1"
 
 
 class Scripted:
@@ -130,15 +131,17 @@ def call(request, serve):
     """Serve scripted services and run one method of a client, of either kind."""
 
     def run(method, *arguments, encoder=None, decoder=None, settings=None, **options):
-        where = {
-            "encoder": serve(encoder) if encoder else "127.0.0.1:1",
-            "decoder": [serve(each) for each in decoder] if isinstance(decoder, list) else serve(decoder or willing()),
-        }
+        where = {"encoder": addresses(encoder or GONE), "decoder": addresses(decoder or willing())}
         if request.param == "sync":
             with Client(**where, **(settings or {})) as client:
                 result = getattr(client, method)(*arguments, **options)
                 return list(result) if method in ITERATED else result
         return asyncio.run(run_async(where | (settings or {}), method, arguments, options))
+
+    def addresses(given):
+        if isinstance(given, list):
+            return [addresses(each) for each in given]
+        return given if given is GONE else serve(given)
 
     async def run_async(where, method, arguments, options):
         async with AsyncClient(**where) as client:

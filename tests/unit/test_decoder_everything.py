@@ -18,6 +18,7 @@ from splitsam.client.rle import decode_rle
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
+from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import DeadlineTooShort, EmbeddingExpired, ReplyTooLarge
 from splitsam.common.keys import KeyRing
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
@@ -103,14 +104,14 @@ async def serve(redis_server, metrics):
         )
         batcher.start()
         stores = {"budget_bytes": 2**24, "ttl_s": 60, "metrics": metrics}
-        prepare = DecoderModel(sam(), "cpu").prepare
-        embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, prepare=prepare, **stores)
+        prepare, guard = DecoderModel(sam(), "cpu").prepare, DeviceGuard(torch.device("cpu"), metrics)
+        embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, prepare=prepare, guard=guard, **stores)
         everything = Everything(
             batcher,
             embeddings,
             RefinementStore(cache, keys, **stores),
+            guard,
             piece_points=4,
-            piece_timeout_s=FAR_S,
             threads=1,
             max_reply_bytes=2**22,
         )

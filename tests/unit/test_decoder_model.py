@@ -108,6 +108,29 @@ def test_cap_on_prompts_per_forward_changes_nothing(model, cap):
             assert (answer.logits - other.logits).abs().max() <= ROUNDING
 
 
+class SmallDevice(DecoderModel):
+    """Runs out of memory with more than two prompts in a forward pass, or more than `most`."""
+
+    most = 2
+
+    def _forward(self, tile, jobs):
+        if len(tile.wanted) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._forward(tile, jobs)
+
+
+def test_job_that_does_not_fit_is_decoded_in_smaller_tiles(model):
+    job = image_job(embedding(4), ODD_SIZE, [prompt(j, ODD_SIZE, points=1) for j in range(5)])
+    small = SmallDevice(random_sam(), "cpu", max_prompts_per_forward=64)
+    for answer, other in zip(small.decode([job])[0], model.decode([job])[0], strict=True):
+        assert (answer.logits - other.logits).abs().max() <= ROUNDING
+    with pytest.raises(torch.OutOfMemoryError):
+        small.decode([job, job])  # the batcher cuts first
+    small.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        small.decode([job])
+
+
 def test_selection_decides_which_mask_tokens_answer(model):
     asked = [prompt(8, ODD_SIZE, points=1), prompt(9, ODD_SIZE, points=2)]
     jobs = [image_job(embedding(6), ODD_SIZE, asked, selection) for selection in (*Selection, None)]

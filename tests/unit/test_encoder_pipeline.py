@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import threading
 import time
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from redis_process import RedisProcess
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.calls import Call, current_call, share_of_deadline_s
-from splitsam.common.errors import InvalidArgument
+from splitsam.common.errors import DeadlineTooShort, InvalidArgument, QueueFull
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES
@@ -34,11 +35,26 @@ class Replica:
         self.computed = 0
         self.keys = settings.key_ring()
         self.cache = RecordCache(url, timeout_ms=30_000, connections=4, metrics=metrics)
-        self.batcher = Batcher(self._run, name="encoder", max_weight=1, max_wait_ms=0, max_queue=8, metrics=metrics)
+        self.model_s = 0.0
+        self.started, self.go = threading.Event(), threading.Event()
+        self.go.set()
+        self.metrics = metrics
+        self.batcher = Batcher(
+            self._run,
+            name="encoder",
+            max_weight=1,
+            max_wait_ms=0,
+            max_queue=8,
+            max_queue_ms=settings.lane_queue_ms,
+            metrics=metrics,
+        )
         self.pipeline = EncodePipeline(self.batcher, self.cache, self.keys, VERSION, settings, metrics)
 
     def _run(self, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
         self.computed += len(images)
+        self.started.set()
+        self.go.wait()
+        time.sleep(self.model_s)
         return [torch.full(SHAPES[EMBEDDING], float(image.image_size[0])) for image in images]
 
     async def __aenter__(self) -> "Replica":
@@ -95,6 +111,44 @@ async def test_a_failed_image_gives_its_claim_back(redis_server: RedisProcess):
             await replica.pipeline.encode("acme", b"not an image", Lane.CLICK)
         (address,) = replica.keys.embedding_addresses("acme", hashlib.sha256(b"not an image").digest(), VERSION)
         assert await replica.cache.claim(address, ttl_ms=10)
+
+
+async def test_images_that_come_at_once_are_refused_before_they_are_decoded(redis_server: RedisProcess):
+    """None of them waits for the model yet: those being prepared are counted."""
+    async with Replica(redis_server.url, "--max-queue-ms", "1000") as replica:
+        replica.model_s = 0.25
+        for width in (101, 102):
+            await replica.pipeline.encode("acme", picture(width), Lane.CLICK)
+        jobs = [replica.pipeline.encode("acme", picture(width), Lane.CLICK) for width in range(200, 240)]
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert {type(refusal) for refusal in refused} == {QueueFull}
+    assert all(refusal.retry_delay_s for refusal in refused)
+    assert 1 <= len(outcomes) - len(refused) == replica.computed - 2
+    decoded = replica.metrics.registry.get_sample_value("splitsam_image_decode_seconds_count")
+    assert decoded <= 2 + 6  # as many as fit into a second, not all that came
+
+
+async def test_an_image_that_many_send_is_not_counted_many_times(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--max-queue-ms", "1000") as replica:
+        replica.model_s = 0.25
+        await replica.pipeline.encode("acme", picture(103), Lane.CLICK)
+        await asyncio.gather(*(replica.pipeline.encode("acme", picture(104), Lane.CLICK) for _ in range(40)))
+        assert replica.computed == 2
+
+
+async def test_a_deadline_refuses_its_own_caller_only(redis_server: RedisProcess):
+    async with Replica(redis_server.url) as replica:
+        replica.model_s = 0.25
+        await replica.pipeline.encode("acme", picture(105), Lane.CLICK)
+        replica.go.clear()
+        replica.started.clear()
+        patient = asyncio.create_task(replica.pipeline.encode("acme", picture(106), Lane.CLICK))
+        await asyncio.to_thread(replica.started.wait)
+        with pytest.raises(DeadlineTooShort):
+            await replica.pipeline.encode("acme", picture(107), Lane.CLICK, time.monotonic() + 0.1)
+        replica.go.set()
+        assert (await patient).stored
 
 
 @pytest.mark.parametrize(("left_s", "expected_s"), [(None, 1.0), (600.0, 1.0), (-5.0, 0.1)])

@@ -219,6 +219,50 @@ async def test_a_large_request_is_refused_before_it_is_read(probe: Probe, metric
     assert error.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_large_request_that_there_is_no_room_for_is_refused_before_it_is_read(
+    server: Running, probe: Probe, metrics: Metrics
+):
+    probe.room_failure = QueueFull("full", retry_delay_s=2.0)
+    error = await failure(call(server, "EncodeImage", "x" * 2**24))
+    assert details(error)["ErrorInfo"].reason == "QUEUE_FULL"
+    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "2000"
+    assert probe.calls == []
+    assert counted(metrics, "EncodeImage", "RESOURCE_EXHAUSTED") == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_tenant_over_its_quota_is_refused_and_another_is_served(
+    probe: Probe, metrics: Metrics, tenants: list[str], tmp_path: Path, method: str
+):
+    (tmp_path / "quotas").write_text("globex 0 0\n")
+    limits = ["--tenant-requests-in-flight", "1", "--quotas-file", str(tmp_path / "quotas")]
+    acme, globex = ({"authorization": f"Bearer {token}"} for token in TOKENS.values())
+    async with running(probe, metrics, *tenants, *limits) as server:
+        first = asyncio.ensure_future(replies(call(server, method, "wait", acme)))
+        await probe.started.wait()
+        error = await failure(call(server, method, "", acme))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert details(error)["ErrorInfo"].reason == "QUOTA_EXCEEDED"
+        assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+        assert await replies(call(server, method, "", globex))
+        probe.release.set()
+        assert await first
+        assert await replies(call(server, method, "", acme))
+    labels = {"method": method, "reason": "QUOTA_EXCEEDED"}
+    assert metrics.registry.get_sample_value("splitsam_refusals_total", labels) == 1
+
+
+async def test_many_messages_on_one_stream_are_no_way_around_a_quota(probe: Probe, metrics: Metrics):
+    async with running(probe, metrics, "--tenant-requests-per-s", "10") as server:
+        requests = iter([pb.EncodeImagesRequest(request_id=number) for number in range(13)])
+        start_s = asyncio.get_running_loop().time()
+        answers = await replies(server.stub.EncodeImages(requests))
+        assert len(answers) == 13
+        assert asyncio.get_running_loop().time() - start_s >= 0.3  # the call is one request, its messages are 13
+        error = await failure(call(server, "EncodeImage"))
+        assert details(error)["ErrorInfo"].reason == "QUOTA_EXCEEDED"
+
+
 async def test_a_method_that_does_not_exist_leaves_no_trace_in_the_metrics(
     probe: Probe, metrics: Metrics, tenants: list[str]
 ):

@@ -9,15 +9,16 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from probe_service import SERVICE, Probe, running, start_server
+from probe_service import SERVICE, Probe, Running, running, start_server
 from redis_process import free_port
 
-from splitsam.common.errors import CheckpointError
+from splitsam.common.errors import CheckpointError, DeviceLost
 from splitsam.common.metrics import Metrics
 from splitsam.common.process import run_service
 from splitsam.common.settings import SettingsProblem
 from splitsam.encoder_service.settings import EncoderSettings
 from splitsam.v1 import encoder_pb2 as pb
+from splitsam.v1 import encoder_pb2_grpc
 
 
 @pytest.fixture
@@ -41,6 +42,22 @@ async def test_health_follows_loading_by_service_name(probe: Probe, metrics: Met
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await server.health_of("splitsam.v1.AnotherService")
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_lost_device_ends_the_server_at_once_and_turns_callers_away(probe: Probe, metrics: Metrics):
+    task, address = await start_server(probe, metrics, "--drain-delay-ms", "60000", "--grace-ms", "600000")
+    async with grpc.aio.insecure_channel(address) as channel:
+        server = Running(task, address)
+        await server.until_health_is("SERVING")
+        probe.loss.set_result("an illegal memory access")
+        for name in ("", SERVICE):
+            await server.until_health_is("NOT_SERVING", name)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await encoder_pb2_grpc.EncoderServiceStub(channel).EncodeImage(request())
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        await server.channel.close()
+    with pytest.raises(DeviceLost, match="an illegal memory access"):
+        await task
 
 
 async def test_a_call_while_loading_is_unavailable_and_says_when_to_retry(probe: Probe, metrics: Metrics):

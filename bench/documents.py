@@ -1,0 +1,61 @@
+"""Tables in documents, written from results.
+
+A document says where the tables of a benchmark go and which rows they hold, by columns of its CSV:
+
+    <!-- waterfall: scope=encoder model=vit_b,vit_l batch=1,16 -->
+    <!-- end of waterfall -->
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.row_file import RESULTS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "bench/README.md")
+
+
+def write_sections(document: str, benchmark: str, build: Callable[[str], str]) -> str:
+    """The document with new tables between its markers.
+
+    Args:
+        build: makes the tables, in Markdown, for a marker's filters.
+    """
+    pattern = re.compile(rf"<!-- {benchmark}:(?P<filters>[^>]*)-->\n.*?<!-- end of {benchmark} -->\n", re.S)
+
+    def section(match: re.Match[str]) -> str:
+        filters = match["filters"].strip()
+        return f"<!-- {benchmark}: {filters} -->\n\n{build(filters)}\n<!-- end of {benchmark} -->\n"
+
+    return pattern.sub(section, document)
+
+
+def write_files(
+    command: str, meaning: str, collect: Callable[[Sequence[Path], Path], dict[Path, str]], arguments: Sequence[str]
+) -> None:
+    """The command line of a benchmark's tables.
+
+    Args:
+        collect: what each file should say, from documents and the folder of the CSVs.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}", description=meaning, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
+    parser.add_argument("--check", action="store_true", help="only say what is not current")
+    options = parser.parse_args(arguments)
+    try:
+        files = collect(options.documents, options.results)
+    except (OSError, ValueError) as problem:
+        sys.exit(f"error: {problem}")
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{'not current' if options.check else 'wrote'}: {path}")
+        if not options.check:
+            path.write_text(files[path])
+    if options.check and stale:
+        sys.exit(f"error: run python -m {command}")

@@ -1,0 +1,1 @@
+"""What happens to callers while parts of a deployment fail; see `__main__`."""

@@ -1,0 +1,160 @@
+"""Sends the requests of a schedule and writes down what became of each."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import grpc.aio
+
+from bench.load.annotators import Event, Habits, Kind, plan_day
+from splitsam.client.connection import channel_options
+from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.stack import Stack
+from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+
+OK = "OK"
+# As the client library's own.
+DEADLINE_S: dict[Kind, float] = {"encode": 60.0, "click": 10.0}
+_ANNOTATORS_PER_CHANNEL = 16
+_LABELS = (decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_LABEL_BACKGROUND)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request.
+
+    Args:
+        at_s: when it was due, from the start of the schedule.
+        latency_ms: from that moment to the end of the call, so that a late sender hides nothing.
+        reason: OK, or why there was no answer.
+        retry_s: how long a refused caller is asked to wait; None if it is not.
+        queue_ms: of an answer, its wait for a batch as the service measured it.
+    """
+
+    kind: Kind
+    at_s: float
+    latency_ms: float
+    reason: str
+    retry_s: float | None = None
+    queue_ms: float = 0.0
+
+
+class Crowd:
+    """Annotators on a few connections.
+
+    Every image is the given file with a number behind its end, so that it is another image to the service, of the
+    same size and cost. A click goes to the newest image of its annotator that is encoded already.
+    """
+
+    def __init__(self, stack: Stack, image: bytes):
+        self._addresses = (stack.encoder, stack.decoder)
+        self._image = image
+        self._stubs: list[tuple[Any, Any]] = []
+        self._channels: list[grpc.aio.Channel] = []
+        self._first = encoder_pb2.EmbeddingInfo()
+        self._newest: dict[int, encoder_pb2.EmbeddingInfo] = {}
+        self._tokens: dict[int, tuple[str, str]] = {}
+        self._sent_images = 0
+
+    async def __aenter__(self) -> Self:
+        self._first = (await self._stub(0)[0].EncodeImage(self._next_image(), timeout=600)).embedding
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    async def run(self, events: Sequence[Event]) -> list[Outcome]:
+        """Send each event when it is due, however many are unanswered; all have ended on return."""
+        start_s = time.monotonic()
+        tasks = []
+        for event in events:
+            await asyncio.sleep(max(0.0, start_s + event.at_s - time.monotonic()))
+            tasks.append(asyncio.create_task(self._send(event, start_s + event.at_s)))
+        return list(await asyncio.gather(*tasks))
+
+    async def measure_capacity(self, habits: Habits, seconds: float, at_once: int = 4) -> float:
+        """Answers a second when so many annotators do not pause."""
+        end_s = time.monotonic() + seconds
+        answers = 0
+
+        async def work(days: Iterator[Event]) -> None:
+            nonlocal answers
+            while (now_s := time.monotonic()) < end_s:
+                outcome = await self._send(next(days), now_s)
+                answers += outcome.reason == OK
+                await asyncio.sleep(min(outcome.retry_s or 0.0, max(0.0, end_s - time.monotonic())))
+
+        start_s = time.monotonic()
+        await asyncio.gather(*(work(plan_day(annotator, habits, seed="capacity")) for annotator in range(at_once)))
+        return answers / (time.monotonic() - start_s)
+
+    async def _send(self, event: Event, due_s: float) -> Outcome:
+        send: Callable[[Event], Any] = self._encode if event.kind == "encode" else self._click
+        reason, retry_s, queue_ms = OK, None, 0.0
+        try:
+            queue_ms = await send(event)
+        except grpc.aio.AioRpcError as problem:
+            error: SplitsamError = error_from_rpc(problem, "")
+            reason, retry_s = error.reason, error.retry_delay_s
+        return Outcome(event.kind, event.at_s, (time.monotonic() - due_s) * 1000, reason, retry_s, queue_ms)
+
+    async def _encode(self, event: Event) -> float:
+        call = self._stub(event.annotator)[0].EncodeImage(self._next_image(), timeout=DEADLINE_S["encode"])
+        answer: encoder_pb2.EncodeImageResponse = await call
+        self._newest[event.annotator] = answer.embedding
+        return answer.timings.queue_ms
+
+    async def _click(self, event: Event) -> float:
+        image = self._newest.get(event.annotator, self._first)
+        request = self._build_click(event, image)
+        answer: decoder_pb2.PredictMasksResponse = await self._stub(event.annotator)[1].PredictMasks(
+            request, timeout=DEADLINE_S["click"]
+        )
+        [masks] = answer.images
+        self._tokens[event.annotator] = (image.embedding_key, masks.prompts[0].masks[0].refinement_token)
+        return answer.timings.queue_ms
+
+    def _build_click(self, event: Event, image: encoder_pb2.EmbeddingInfo) -> decoder_pb2.PredictMasksRequest:
+        chance = random.Random(f"{event.annotator} {event.image} {event.click}")
+        width, height = image.image_size.width, image.image_size.height
+        prompts = [
+            decoder_pb2.Prompt(
+                points=[
+                    decoder_pb2.Point(
+                        x=chance.uniform(0, width - 1),
+                        y=chance.uniform(0, height - 1),
+                        label=_LABELS[0] if number == 0 else chance.choice(_LABELS),
+                    )
+                    for number in range(event.points)
+                ]
+            )
+            for _ in range(event.prompts)
+        ]
+        key, token = self._tokens.get(event.annotator, ("", ""))
+        if event.click and token and key == image.embedding_key:
+            prompts[0].refinement_token = token
+        return decoder_pb2.PredictMasksRequest(
+            images=[decoder_pb2.ImagePrompts(embedding_key=image.embedding_key, prompts=prompts)],
+            output=decoder_pb2.OutputOptions(selection=decoder_pb2.MASK_SELECTION_BEST, refinement_tokens=True),
+        )
+
+    def _next_image(self) -> encoder_pb2.EncodeImageRequest:
+        self._sent_images += 1
+        return encoder_pb2.EncodeImageRequest(image=self._image + self._sent_images.to_bytes(8, "big"))
+
+    def _stub(self, annotator: int) -> tuple[Any, Any]:
+        number = annotator // _ANNOTATORS_PER_CHANNEL
+        while len(self._stubs) <= number:
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            encoder, decoder = (
+                grpc.aio.insecure_channel(address, options=[*channel_options(address), *options])
+                for address in self._addresses
+            )
+            self._channels += [encoder, decoder]
+            stubs = encoder_pb2_grpc.EncoderServiceStub(encoder), decoder_pb2_grpc.DecoderServiceStub(decoder)
+            self._stubs.append(stubs)
+        return self._stubs[number]

@@ -1,0 +1,74 @@
+"""The runs: a steady crowd, or an overload with what was before and comes after."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from bench.load.annotators import KINDS, Habits, Kind, annotators_for, plan_crowd
+from bench.load.crowd import Crowd
+from bench.load.rows import Environment, Phase, Row, summarise
+from bench.load.watch import watching
+from splitsam.client.stack import Stack
+
+# Of the capacity, what counts as no load.
+_UNLOADED_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A crowd in front of a stack.
+
+    Args:
+        bound_ms: `max_queue_ms` of the service behind each kind of request.
+        seed: of everybody's schedule.
+    """
+
+    stack: Stack
+    crowd: Crowd
+    habits: Habits
+    bound_ms: Mapping[Kind, int]
+    environment: Environment
+    seed: int = 0
+
+    async def play(self, phase: Phase, unloaded: dict[str, Row] | None = None) -> list[Row]:
+        """Perform a phase; a row for each kind of request."""
+        events = plan_crowd(phase.annotators, self.habits, phase.seconds, f"{self.seed} {phase.name}")
+        async with watching(self.stack) as watched:
+            outcomes = await self.crowd.run(events)
+        return [
+            summarise(
+                phase,
+                kind,
+                [outcome for outcome in outcomes if outcome.kind == kind],
+                watched[kind],
+                self.bound_ms[kind],
+                self.environment,
+                unloaded[kind].ms_p99 if unloaded and phase.name == "recovery" else None,
+            )
+            for kind in KINDS
+        ]
+
+
+async def run_steady(run: Run, annotators: int, seconds: float) -> AsyncIterator[Row]:
+    """A crowd of a given size."""
+    for row in await run.play(Phase("steady", "steady", seconds, annotators)):
+        yield row
+
+
+async def run_overload(run: Run, factor: float, seconds: float, calm_seconds: float) -> AsyncIterator[Row]:
+    """Times the capacity, then a fifth of it, then a multiple, then the fifth again.
+
+    Args:
+        factor: of the capacity.
+        seconds: of the overload.
+        calm_seconds: of each other phase.
+    """
+    capacity = await run.crowd.measure_capacity(run.habits, calm_seconds / 2)
+    calm = annotators_for(_UNLOADED_SHARE * capacity, run.habits)
+    many = annotators_for(factor * capacity, run.habits)
+    phases = (("unloaded", calm, calm_seconds), ("overload", many, seconds), ("recovery", calm, calm_seconds))
+    unloaded: dict[str, Row] = {}
+    for name, annotators, duration in phases:
+        for row in await run.play(Phase("overload", name, duration, annotators), unloaded):
+            if name == "unloaded":
+                unloaded[row.kind] = row
+            yield row

@@ -1,0 +1,73 @@
+"""How much of the queue bound is given away, by how well the estimates have held."""
+
+import math
+
+import pytest
+
+from splitsam.common.admission import Admission
+from splitsam.common.errors import QueueFull
+from splitsam.common.fair_queue import FairQueue, Lane
+
+BOUND_MS = 1000.0
+
+
+@pytest.fixture
+def queue() -> FairQueue[int]:
+    return FairQueue()
+
+
+@pytest.fixture
+def admission(queue: FairQueue[int]) -> Admission[int]:
+    """Batches of one that take 10 ms, the worker idle."""
+    made = Admission(queue, max_weight=1, max_queue=1000, max_queue_ms={Lane.CLICK: BOUND_MS})
+    for _ in range(5):
+        made.begin_batch(1)
+        made.end_batch(1, 0.01)
+    return made
+
+
+def admit_all(queue: FairQueue[int], admission: Admission[int]) -> int:
+    """Fill the queue until it refuses, and say how many wait."""
+    while True:
+        place = queue.make_place(0, Lane.CLICK, "", 1)
+        refusal = admission.find_refusal(place, math.inf, 0, 0)
+        if refusal is not None:
+            assert isinstance(refusal, QueueFull)
+            assert refusal.retry_delay_s == pytest.approx(len(queue) * 0.01, rel=0.1)
+            return len(queue)
+        queue.add(place)
+
+
+def drain(queue: FairQueue[int]) -> None:
+    while queue.first(Lane.CLICK):
+        queue.take_first(Lane.CLICK)
+
+
+def test_less_is_given_away_after_lateness_more_after_punctuality_and_an_empty_queue_begins_anew(queue, admission):
+    first = admit_all(queue, admission)
+    assert 0.6 * BOUND_MS <= first * 10 <= BOUND_MS
+    for _ in range(3):
+        assert isinstance(admission.find_lateness(Lane.CLICK, 0.0, math.inf), QueueFull)
+    drain(queue)
+    fewer = admit_all(queue, admission)
+    assert fewer < 0.8 * first
+    for _ in range(100):
+        assert admission.find_lateness(Lane.CLICK, math.inf, math.inf) is None
+    drain(queue)
+    assert fewer < admit_all(queue, admission) < first
+    drain(queue)
+    admission.begin_batch(1)
+    admission.end_batch(1, 0.01)
+    assert admit_all(queue, admission) == first
+
+
+def test_however_late_all_are_some_are_admitted(queue, admission):
+    for _ in range(1000):
+        admission.find_lateness(Lane.CLICK, 0.0, math.inf)
+    assert admit_all(queue, admission) * 10 >= 0.25 * BOUND_MS
+
+
+def test_a_lane_without_a_bound_refuses_no_wait(queue, admission):
+    for _ in range(500):
+        queue.add(queue.make_place(0, Lane.CLICK, "", 1))
+    assert admission.find_refusal(queue.make_place(0, Lane.BULK, "", 1), math.inf, 0, 0) is None

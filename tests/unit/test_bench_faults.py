@@ -1,0 +1,75 @@
+"""The rows of the fault table: kept, judged and written into the document."""
+
+import dataclasses
+
+import pytest
+
+from bench.faults.__main__ import FAULTS, NAMES
+from bench.faults.load import NAMES as PHOTOGRAPHS
+from bench.faults.load import PHOTOGRAPHS as FOLDER
+from bench.faults.load import KnownImage
+from bench.faults.rows import Row, add_row, read_rows
+from bench.faults.tables import build_table
+from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
+
+GOOD = Row(
+    fault="redis-killed",
+    fault_s=4.0,
+    calls=40,
+    wrong_masks=0,
+    least_iou=1.0,
+    hangs=0,
+    crashes=0,
+    library_errors="",
+    raw_errors="CACHE_UNAVAILABLE 3",
+    slowest_s=2.5,
+    normal_s=0.5,
+    device="cpu-2-cores",
+    torch="2",
+    redis="6",
+    commit="abc",
+    command="python -m bench.faults",
+)
+
+
+def test_names_are_unique():
+    assert len(set(NAMES)) == len(FAULTS)
+
+
+def test_rows_are_kept_in_order_and_replaced(tmp_path):
+    path = tmp_path / "faults-x.csv"
+    later = dataclasses.replace(GOOD, fault="decoder-killed", least_iou=None)
+    for row in (later, GOOD, dataclasses.replace(later, calls=7)):
+        add_row(path, row, NAMES)
+    assert read_rows(path) == [GOOD, dataclasses.replace(later, calls=7)]
+
+
+def test_other_columns_are_refused(tmp_path):
+    path = tmp_path / "faults-x.csv"
+    path.write_text("fault,calls\n")
+    with pytest.raises(ValueError, match="other columns"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"wrong_masks": 1}, {"hangs": 1}, {"crashes": 1}, {"normal_s": 10.1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_row_that_does_not_hold_is_bold(change):
+    assert "| redis-killed |" in build_table([GOOD])
+    assert "**redis-killed**" in build_table([dataclasses.replace(GOOD, **change)])
+
+
+def test_an_error_of_the_library_does_not_hold_in_a_rolling_restart_alone():
+    noticed = dataclasses.replace(GOOD, library_errors="CACHE_UNAVAILABLE 1")
+    assert noticed.is_survived
+    assert not dataclasses.replace(noticed, fault="decoder-rolling-restart").is_survived
+
+
+def test_fresh_file_has_the_same_pixels():
+    content = (FOLDER / f"{PHOTOGRAPHS[0]}.jpg").read_bytes()
+    limits = ImageLimits(max_bytes=10**8, max_pixels=10**8)
+    first, second = (KnownImage(content, ()).fresh(number) for number in (1, 2))
+    assert len({content, first, second}) == 3
+    assert (prepare_image(first, limits).pixels == prepare_image(content, limits).pixels).all()

@@ -1,0 +1,107 @@
+"""Several replicas of a service: one that is away is passed over, and nobody notices."""
+
+import grpc
+import pytest
+from test_client_calls import (  # noqa: F401 (fixtures)
+    ENCODED,
+    FOUND_MASK,
+    GONE,
+    IMAGE,
+    KEY,
+    SOON_S,
+    Scripted,
+    ScriptedDecoder,
+    ScriptedEncoder,
+    abort,
+    bulk,
+    call,
+    encoded,
+    encoder_with,
+    serve,
+    willing,
+)
+
+from splitsam.client import SplitsamError
+from splitsam.client.errors import SplitsamError as Error
+from splitsam.client.retry import RetryPolicy
+from splitsam.common import errors
+
+KEYS = [f"{number:064x}" for number in range(12)]
+LOADING = errors.NotReady("loading", retry_delay_s=60)
+LOST = Error("gone", code=grpc.StatusCode.UNAVAILABLE, reason="UNAVAILABLE")
+
+
+def count(servicers: list[Scripted], method: str) -> int:
+    return sum(servicer.methods().count(method) for servicer in servicers)
+
+
+def test_decoder_that_is_gone_is_passed_over(call):  # noqa: F811
+    alive = willing()
+    results = call("predict_batch", [(key, []) for key in KEYS], decoder=[GONE, alive])
+    assert [result.key for result in results] == KEYS
+    assert len(alive.calls) == 2  # its own images, and those of the other
+
+
+def test_decoder_that_loads_is_not_waited_for(call):  # noqa: F811
+    loading, alive = ScriptedDecoder(PredictMasks=[LOADING]), willing()
+    assert len(call("predict_batch", [(key, []) for key in KEYS], decoder=[loading, alive])) == len(KEYS)
+    assert len(loading.calls) == 1
+
+
+def test_image_goes_to_one_encoder_and_to_the_next_when_that_is_away(call):  # noqa: F811
+    encoders = [encoder_with(), encoder_with()]
+    assert call("encode", IMAGE, encoder=encoders).key == KEY
+    assert sorted(len(encoder.calls) for encoder in encoders) == [0, 2]
+    alive = encoder_with()
+    assert call("encode", IMAGE, encoder=[GONE, encoder_with(LOADING), alive, GONE]).key == KEY
+
+
+def test_full_replica_is_waited_for_and_not_left(call):  # noqa: F811
+    full = errors.QueueFull("full", retry_delay_s=SOON_S)
+    encoders = [encoder_with(full, ENCODED), encoder_with(full, ENCODED)]
+    assert call("encode", IMAGE, encoder=encoders).key == KEY
+    assert sorted(encoder.methods().count("EncodeImage") for encoder in encoders) == [0, 2]
+
+
+def test_cache_that_is_down_is_the_same_for_all_replicas(call):  # noqa: F811
+    down = errors.CacheUnavailable("down", retry_delay_s=SOON_S)
+    decoders = [ScriptedDecoder(PredictMasks=[down, None]) for _ in range(2)]
+    assert call("predict", KEY, points=[(1, 2)], decoder=decoders)
+    assert sorted(len(decoder.calls) for decoder in decoders) == [0, 2]
+
+
+def test_replicas_that_are_all_loading_are_asked_again_when_they_say(call):  # noqa: F811
+    soon = errors.NotReady("loading", retry_delay_s=SOON_S)
+    decoders = [ScriptedDecoder(PredictMasks=[soon, soon, None]) for _ in range(2)]
+    assert call("predict", KEY, points=[(1, 2)], decoder=[*decoders, GONE])
+    assert count(decoders, "PredictMasks") == 5
+
+
+def test_replicas_that_are_all_gone_are_said_to_be(call):  # noqa: F811
+    with pytest.raises(SplitsamError) as caught:
+        call("predict", KEY, points=[(1, 2)], decoder=[GONE, GONE], timeout_s=0.5)
+    assert caught.value.reason == "UNAVAILABLE"
+
+
+def test_everything_is_asked_of_the_next_decoder(call):  # noqa: F811
+    alive = ScriptedDecoder(GenerateMasks=[FOUND_MASK])
+    for key in KEYS[:4]:
+        assert len(call("generate", key, decoder=[GONE, alive])) == 2
+
+
+def test_encode_many_goes_on_with_the_next_encoder(call):  # noqa: F811
+    def one_then_gone(requests, context):
+        request = next(requests)
+        yield next(bulk(encoded)(iter([request]), context))
+        abort(context, errors.NotReady("draining", retry_delay_s=60))
+
+    alive = ScriptedEncoder(EncodeImages=[bulk(encoded)])
+    draining = ScriptedEncoder(EncodeImages=[one_then_gone, bulk(encoded)])
+    results = call("encode_many", [b"1", b"2", b"3", b"4"], encoder=[GONE, draining, alive], in_flight=3)
+    assert sorted(result.position for result in results) == [0, 1, 2, 3]
+
+
+def test_pauses_between_rounds_double_and_a_single_address_has_none():
+    policy = RetryPolicy(attempts=4)
+    assert [policy.wait_s(LOST, n, 10, replicas=2) for n in (1, 2, 3, 4)] == [0.1, 0.2, 0.4, None]
+    assert policy.wait_s(LOST, 1, 10) is None
