@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splitsam.decoder_service.cutting import CutMask
 from splitsam.decoder_service.masks import Bitmap, cut_masks
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -45,7 +46,8 @@ class Candidate:
         point: the grid point it came from, pixels (x, y) of the upright image.
         mask_index: the mask token that made it, 1 to 3.
         box: pixels x0, y0, x1, y1, the last two exclusive.
-        inside: the pixels of the box, one bit each, compressed.
+        inside: the pixels of the box, one bit each, compressed; none where `cut` says more.
+        cut: the mask as a GPU has cut it.
     """
 
     point: tuple[float, float]
@@ -53,10 +55,17 @@ class Candidate:
     predicted_iou: float
     stability_score: float
     box: tuple[int, int, int, int]
-    inside: bytes
+    inside: bytes = b""
+    cut: CutMask | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.inside) if self.cut is None else self.cut.boundaries.nbytes
 
     def to_bitmap(self, size: tuple[int, int]) -> Bitmap:
         """[height, width] bitmap of 0 and 1, for an image of (height, width)."""
+        if self.cut is not None:
+            return self.cut.to_bitmap()
         x0, y0, x1, y1 = self.box
         packed = np.frombuffer(zlib.decompress(self.inside), np.uint8)
         bitmap = np.zeros(size, np.uint8)
@@ -75,6 +84,13 @@ def sift(
     """
     limit = thresholds.predicted_iou
     likely = [i for i, iou in enumerate(answer.predicted_iou) if limit <= 0 or iou > limit]
+    if answer.cut is not None:
+        made = [(answer.cut[i], answer.mask_indices[i], answer.predicted_iou[i]) for i in likely]
+        return [
+            Candidate(point, index, iou, mask.stability_score, mask.box, cut=mask)
+            for mask, index, iou in made
+            if mask.box is not None and mask.stability_score >= thresholds.stability_score
+        ]
     cut = cut_masks(
         answer.logits[likely],
         input_size=job.input_size,
@@ -145,7 +161,7 @@ def tidy(candidate: Candidate, size: tuple[int, int], min_area_px: int) -> Candi
     if tidied is bitmap:
         return candidate
     box, inside = _pack(tidied)
-    return dataclasses.replace(candidate, box=box, inside=inside)
+    return dataclasses.replace(candidate, box=box, inside=inside, cut=None)
 
 
 def remove_small_regions(bitmap: Bitmap, min_area_px: int) -> Bitmap:

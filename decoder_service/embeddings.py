@@ -1,6 +1,7 @@
 """Embeddings on their way from the cache to the model: kept decoded on the device under a budget of bytes."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, RecordHeader
 from splitsam.common.single_flight import SingleFlight
+from splitsam.decoder_service.prepared import PreparedEmbedding
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +23,11 @@ class Embedding:
 
     Args:
         header: its sizes, orientation and address.
-        values: [256, 64, 64] fp16 or bf16 on the model's device.
+        prepared: on the model's device.
     """
 
     header: RecordHeader
-    values: torch.Tensor
+    prepared: PreparedEmbedding
 
 
 class EmbeddingStore:
@@ -33,7 +35,8 @@ class EmbeddingStore:
 
     Args:
         model_id: of the decoder; embeddings of another model are refused.
-        budget_bytes: what the kept embeddings may take on the device.
+        prepare: from [256, 64, 64] fp16 or bf16 to what the decoder keeps on its device; blocking.
+        budget_bytes: what the prepared embeddings may take on the device.
         ttl_s: life of an embedding in Redis, renewed by each fetch.
     """
 
@@ -43,7 +46,7 @@ class EmbeddingStore:
         keys: KeyRing,
         *,
         model_id: str,
-        device: torch.device,
+        prepare: Callable[[torch.Tensor], PreparedEmbedding],
         guard: DeviceGuard,
         budget_bytes: int,
         ttl_s: int,
@@ -52,7 +55,7 @@ class EmbeddingStore:
         self._cache = cache
         self._keys = keys
         self._model_id = model_id
-        self._device = device
+        self._prepare = prepare
         self._guard = guard
         self._ttl_s = ttl_s
         self._metrics = metrics
@@ -85,15 +88,15 @@ class EmbeddingStore:
             message = f"the embedding was made by model {header.model_id[:12]}, this decoder runs {self._model_id[:12]}"
             raise ModelMismatch(message, metadata={"embedding_model": header.model_id, "decoder_model": self._model_id})
         try:
-            on_device = await asyncio.to_thread(self._move, values)
+            prepared = await asyncio.to_thread(self._prepare_guarded, values)
         except DeviceOutOfMemory:
             self._resident.clear()
-            on_device = await asyncio.to_thread(self._move, values)
-        embedding = Embedding(header, on_device)
-        self._resident.put(addresses[0], embedding, header.payload_bytes)
+            prepared = await asyncio.to_thread(self._prepare_guarded, values)
+        embedding = Embedding(header, prepared)
+        self._resident.put(addresses[0], embedding, prepared.size_bytes)
         self._metrics.memory_bytes.labels("embedding").set(self._resident.used_bytes)
         return embedding
 
-    def _move(self, values: torch.Tensor) -> torch.Tensor:
+    def _prepare_guarded(self, values: torch.Tensor) -> PreparedEmbedding:
         with self._guard.watch():
-            return values.to(self._device)
+            return self._prepare(values)

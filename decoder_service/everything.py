@@ -29,8 +29,9 @@ from splitsam.decoder_service.candidates import (
     sift,
     tidy,
 )
+from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
-from splitsam.decoder_service.masks import Mask, write_mask
+from splitsam.decoder_service.masks import Mask, write_cut_mask, write_mask
 from splitsam.decoder_service.messages import ReplyBudget, fixed_bytes
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -128,11 +129,12 @@ class Everything:
         embedding = await self._embeddings.get(tenant, bytes.fromhex(request.embedding_key))
         header = embedding.header
         job = ImageJob(
-            embedding=embedding.values,
+            embedding=embedding.prepared,
             original_size=(header.image_size.height, header.image_size.width),
             input_size=(header.input_size.height, header.input_size.width),
             prompts=(),
             selection=Selection.ALL,
+            cut=Cut(request.output.mask_threshold, request.thresholds.stability_offset),
         )
         if fixed_bytes(request.output.formats, job.original_size) > self._max_reply_bytes:
             raise ReplyTooLarge(f"BITS of this image exceed the {self._max_reply_bytes} bytes of a reply; ask for RLE")
@@ -160,7 +162,7 @@ class Everything:
                     found += await self._on_thread(
                         sift, answer, job, point, request.thresholds, request.output.mask_threshold
                     )
-                if sum(len(candidate.inside) for candidate in found) > MAX_CANDIDATE_BYTES:
+                if sum(candidate.size_bytes for candidate in found) > MAX_CANDIDATE_BYTES:
                     raise ReplyTooLarge(
                         f"the masks found take more than {MAX_CANDIDATE_BYTES} bytes; raise the thresholds"
                     )
@@ -198,7 +200,7 @@ class Everything:
             [answer] = await self._decode(tenant, job, [candidate.point], deadline_s)
             row = answer.logits[answer.mask_indices.index(candidate.mask_index)]
             logits = await self._on_thread(row.cpu)
-        mask = await self._on_thread(_write_candidate, candidate, job.original_size, output, logits)
+        mask = await self._on_thread(write_candidate, candidate, job.original_size, output, logits)
         ReplyBudget(self._max_reply_bytes).spend(mask)
         if not output.refinement_tokens or logits is None:
             return mask
@@ -235,14 +237,18 @@ class Everything:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _write_candidate(
+def write_candidate(
     candidate: Candidate, size: tuple[int, int], output: OutputOptions, logits: torch.Tensor | None
 ) -> Mask:
+    """A candidate of an image of (height, width) in the formats asked for."""
+    index, iou = candidate.mask_index, candidate.predicted_iou
+    if candidate.cut is not None:
+        return write_cut_mask(candidate.cut, output, mask_index=index, predicted_iou=iou, logits=logits)
     return write_mask(
         candidate.to_bitmap(size),
         output,
-        mask_index=candidate.mask_index,
-        predicted_iou=candidate.predicted_iou,
+        mask_index=index,
+        predicted_iou=iou,
         stability_score=candidate.stability_score,
         logits=logits,
     )

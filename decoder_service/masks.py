@@ -1,12 +1,15 @@
 """From low-resolution logits to masks of the upright image, measured and written in the formats asked for.
 
-Upsampling, thresholding and the counts of the stability score run on the logits' device; one byte a pixel reaches the
-host. Masks are worked on together only up to `PIXELS_AT_ONCE`; beyond it one at a time, so a 64-megapixel image takes
-about 0.5 GB (float32 logits, three comparisons) however many masks it has.
+What a GPU has cut along the way comes as boundaries and is only written here. Elsewhere upsampling, thresholding and
+the counts of the stability score run on the logits' device, and one byte a pixel reaches the host. Masks are worked on
+together only up to `PIXELS_AT_ONCE`; beyond it one at a time, so a 64-megapixel image takes about 0.5 GB (float32
+logits, three comparisons) however many masks it has.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,12 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.decoder_service.cutting import CutMask
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.prompts import FloatArray, MaskFormat, OutputOptions
 
 PIXELS_AT_ONCE = 4_000_000
 STABILITY_OFFSET = 1.0
 MIN_RING_POINTS = 3
+_FROM_BITMAP = {MaskFormat.PNG, MaskFormat.POLYGONS, MaskFormat.BITS}
 
 Bitmap = npt.NDArray[np.uint8]
 
@@ -86,6 +91,16 @@ def write_masks(
     Yields:
         Each mask in the order of `answer`; a caller that stops early saves the rest of the work.
     """
+    if answer.cut is not None:
+        for i, mask in enumerate(answer.cut):
+            yield write_cut_mask(
+                mask,
+                output,
+                mask_index=answer.mask_indices[i],
+                predicted_iou=answer.predicted_iou[i],
+                logits=answer.logits[i],
+            )
+        return
     cut = cut_masks(
         answer.logits, input_size=input_size, original_size=original_size, mask_threshold=output.mask_threshold
     )
@@ -141,23 +156,55 @@ def write_mask(
     Args:
         logits: [256, 256], what it was cut from; None only where LOW_RES_LOGITS is not asked for.
     """
-    area = cv2.countNonZero(bitmap)
     x, y, width, height = cv2.boundingRect(bitmap)
-    wants = output.formats
-    rle = encode_rle(bitmap) if MaskFormat.RLE in wants else None
-    return Mask(
+    mask = Mask(
         mask_index=mask_index,
         predicted_iou=predicted_iou,
         stability_score=stability_score,
-        area_px=area,
-        box=(x, y, x + width, y + height) if area else None,
-        rle_size=(bitmap.shape[0], bitmap.shape[1]) if rle is not None else None,
-        rle_counts=rle,
-        png=encode_png(bitmap) if MaskFormat.PNG in wants else None,
-        polygons=trace_polygons(bitmap, output.polygon_tolerance_px) if MaskFormat.POLYGONS in wants else None,
-        bits=encode_bits(bitmap) if MaskFormat.BITS in wants else None,
-        low_res_logits=encode_logits(logits) if logits is not None and MaskFormat.LOW_RES_LOGITS in wants else None,
+        area_px=cv2.countNonZero(bitmap),
+        box=(x, y, x + width, y + height) if width else None,
     )
+    rle = encode_rle(bitmap) if MaskFormat.RLE in output.formats else None
+    return _with_formats(mask, output, (bitmap.shape[0], bitmap.shape[1]), rle, bitmap, logits)
+
+
+def write_cut_mask(
+    cut: CutMask, output: OutputOptions, *, mask_index: int, predicted_iou: float, logits: Tensor | None
+) -> Mask:
+    """The same for a mask that a GPU has cut: a bitmap is made only for formats that need one."""
+    mask = Mask(
+        mask_index=mask_index,
+        predicted_iou=predicted_iou,
+        stability_score=cut.stability_score,
+        area_px=cut.area_px,
+        box=cut.box,
+    )
+    rle = cut.encode_rle() if MaskFormat.RLE in output.formats else None
+    bitmap = cut.to_bitmap() if _FROM_BITMAP & set(output.formats) else None
+    return _with_formats(mask, output, cut.size, rle, bitmap, logits)
+
+
+def _with_formats(
+    mask: Mask,
+    output: OutputOptions,
+    size: tuple[int, int],
+    rle: str | None,
+    bitmap: Bitmap | None,
+    logits: Tensor | None,
+) -> Mask:
+    wants = output.formats
+    written: dict[str, Any] = {}
+    if rle is not None:
+        written |= {"rle_size": size, "rle_counts": rle}
+    if bitmap is not None and MaskFormat.PNG in wants:
+        written["png"] = encode_png(bitmap)
+    if bitmap is not None and MaskFormat.POLYGONS in wants:
+        written["polygons"] = trace_polygons(bitmap, output.polygon_tolerance_px)
+    if bitmap is not None and MaskFormat.BITS in wants:
+        written["bits"] = encode_bits(bitmap)
+    if logits is not None and MaskFormat.LOW_RES_LOGITS in wants:
+        written["low_res_logits"] = encode_logits(logits)
+    return dataclasses.replace(mask, **written)
 
 
 def upsample_logits(logits: Tensor, *, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:

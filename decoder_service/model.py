@@ -1,29 +1,33 @@
 """The prompt encoder and mask decoder of SAM over many images and prompts at once.
 
-    tokens [S, j_prompts, T, 256] jagged ─┐
-    sources [S, 4096, 256] ───────────────┴► two-way transformer ─► hypernetwork weights · upscaled features ─► logits
+    jobs ─► tiles of one token count ─► tokens [S, j_prompts, T, 256] jagged ─┐
+    embeddings ─► prepared once, kept by the caller ──────────────────────────┴► `Network` ─► logits
 
-The arithmetic is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` on their own weights, except that what
-depends on the image alone (three projections of the first layer) is computed per source and spread to its prompts.
+The function is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` on their own weights; what depends on the
+image alone is computed once for each embedding, and projections of pixels are moved to the tokens: see `Pixels`.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
-from torch.nn import functional as F
 
-from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
+from splitsam.decoder_service.cutting import CutMask, Cutter, Uncut
+from splitsam.decoder_service.graphs import TileRunner
+from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import TOKENS_OF_SELECTION, ImageJob, Tile, pack
+from splitsam.decoder_service.pixels import Pixels
+from splitsam.decoder_service.prepared import PreparedEmbedding
 
-CHANNELS, GRID, _ = EMBEDDING_SHAPE
-Spread = Callable[[Tensor], Tensor]
+Owner = tuple[int, int]  # a job, and a prompt of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +38,13 @@ class PromptLogits:
         mask_indices: which mask token made each: 0, or 1 to 3.
         predicted_iou: the model's own estimate for each, about 0 to 1.
         logits: [k, 256, 256] float32 of the padded input, on the model's device; a view of its tile.
+        cut: the masks themselves, where the job asked for them and the model is on a GPU.
     """
 
     mask_indices: tuple[int, ...]
     predicted_iou: tuple[float, ...]
     logits: Tensor
+    cut: tuple[CutMask, ...] | None = None
 
 
 class DecoderModel:
@@ -61,16 +67,24 @@ class DecoderModel:
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         self.max_prompts_per_forward = max_prompts_per_forward
-        self._encoder = copy.deepcopy(sam.prompt_encoder).to(self.device).eval()
-        self._heads = copy.deepcopy(sam.mask_decoder).to(self.device).eval()
-        self._decoder = copy.deepcopy(sam.mask_decoder).to(self.device, self.dtype).eval()
-        with torch.no_grad():
-            encoder, heads = self._encoder, self._heads
-            # [5, 256] in the order of packing's kinds.
-            kinds = [encoder.not_a_point_embed, *encoder.point_embeddings]
-            self._kind_embeddings = torch.cat([embedding.weight for embedding in kinds])
-            self._output_tokens = torch.cat([heads.iou_token.weight, heads.mask_tokens.weight])
-            self._positions = encoder.get_dense_pe().flatten(2).mT.to(self.dtype)
+        self._network = Network(sam, self.device, self.dtype)
+        self._cutter = Cutter(self.device)
+        self._runner = TileRunner(self._network, max_prompts_per_forward)
+
+    @torch.no_grad()
+    def capture(self) -> None:
+        """Make CUDA graphs of the usual shapes, in some seconds; without it they run launch by launch."""
+        if self._network.has_kernels_for(0):
+            self._runner.capture()
+
+    @torch.no_grad()
+    def prepare(self, embedding: Tensor) -> PreparedEmbedding:
+        """An embedding with what every click on it needs and none changes; callers keep it.
+
+        Args:
+            embedding: [256, 64, 64] of any floating dtype, on any device.
+        """
+        return self._network.prepare(embedding)
 
     @torch.no_grad()
     def decode(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
@@ -86,153 +100,80 @@ class DecoderModel:
             torch.OutOfMemoryError: several jobs do not fit together, or one not even prompt by prompt.
         """
         prompts = self.max_prompts_per_forward
-        while True:
-            try:
-                return self._decode(jobs, prompts)
-            except torch.OutOfMemoryError:
-                if len(jobs) > 1 or prompts == 1:
-                    raise
-            prompts //= 2  # out here what the failed attempt held is free again
+        # Triton launches on the current device, which is each thread's own.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            while True:
+                try:
+                    return self._decode(jobs, prompts)
+                except torch.OutOfMemoryError:
+                    if len(jobs) > 1 or prompts == 1:
+                        raise
+                prompts //= 2  # out here what the failed attempt held is free again
 
     def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
         """As `decode`, at most `max_prompts` in one forward pass."""
         tiles = pack(jobs, max_prompts)
+        images = {i: self._prepared(jobs[i]) for i in {i for tile in tiles for i in tile.job_of_source}}
         with exact_convolutions(self.device, self.dtype):
-            outputs = [self._forward(tile, jobs) for tile in tiles]
-        # One copy for all tiles: the host waits for the device here and nowhere before.
-        numbers = [torch.stack([index.float(), iou], -1).flatten() for _, index, iou in outputs]
+            sources = [self._prepare_sources(tile, images) for tile in tiles]
+            outputs = [self._forward(tile, found) for tile, found in zip(tiles, sources, strict=True)]
+        rows = [
+            (owner, row if k == len(row) else row[:k])
+            for tile, output in zip(tiles, outputs, strict=True)
+            for owner, row in zip(tile.owners, output.logits.unbind(), strict=True)
+            for k in (len(_tokens_of(jobs, owner)),)
+        ]
+        cut = self._cut(jobs, rows)
+        # One copy for all tiles: the host waits for the device here, and above for what was cut, and nowhere before.
+        numbers = [torch.stack([output.mask_indices.float(), output.predicted_iou], -1).flatten() for output in outputs]
         host = torch.cat(numbers).tolist() if numbers else []
+        widths = [tile.wanted.shape[1] for tile in tiles for _ in tile.owners]
         answers: dict[tuple[int, int], PromptLogits] = {}
         position = 0
-        for tile, (logits, _, _) in zip(tiles, outputs, strict=True):
-            width = tile.wanted.shape[1]
-            for row, owner in enumerate(tile.owners):
-                scores = host[position : position + 2 * width]
-                position += 2 * width
-                i, j = owner
-                k = len(TOKENS_OF_SELECTION[jobs[i].prompts[j].resolve(jobs[i].selection)])
-                indices = tuple(int(index) for index in scores[: 2 * k : 2])
-                answers[owner] = PromptLogits(indices, tuple(scores[1 : 2 * k : 2]), logits[row, :k])
+        for (owner, logits), width in zip(rows, widths, strict=True):
+            scores = host[position : position + 2 * len(logits)]
+            position += 2 * width
+            indices = tuple(int(index) for index in scores[::2])
+            answers[owner] = PromptLogits(indices, tuple(scores[1::2]), logits, cut.get(owner))
         return [[answers[i, j] for j in range(len(job.prompts))] for i, job in enumerate(jobs)]
 
-    def _forward(self, tile: Tile, jobs: Sequence[ImageJob]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns logits [P, K, 256, 256] float32, mask tokens [P, K] int64 and predicted IoU [P, K] float32."""
-        offsets = self._to_device(tile.offsets)
-        tokens = nested_tensor_from_jagged(self._embed_tokens(tile).to(self.dtype), offsets)
-        queries, features = self._transform(tokens, self._embed_sources(tile, jobs))
-        outputs = queries[:, :5].float()
-        iou = self._heads.iou_prediction_head(outputs[:, 0])
-        mlps = self._heads.output_hypernetworks_mlps
-        hyper = torch.stack([mlp(outputs[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)
-        wanted = self._to_device(tile.wanted)
-        wanted = torch.where(wanted < 0, iou[:, 1:].argmax(dim=1, keepdim=True) + 1, wanted)
-        chosen = hyper.gather(1, wanted[..., None].expand(-1, -1, hyper.shape[-1]))
-        return self._paint(features, chosen.to(self.dtype)).float(), wanted, iou.gather(1, wanted)
+    def _cut(self, jobs: Sequence[ImageJob], rows: Sequence[tuple[Owner, Tensor]]) -> dict[Owner, tuple[CutMask, ...]]:
+        """The masks of each prompt whose job asks for them, on a GPU."""
+        if self.device.type != "cuda":
+            return {}
+        asked = [(owner, logits, cut) for owner, logits in rows if (cut := jobs[owner[0]].cut) is not None]
+        uncut = [
+            Uncut(one, jobs[owner[0]].input_size, jobs[owner[0]].original_size, cut)
+            for owner, logits, cut in asked
+            for one in logits.unbind()
+        ]
+        masks = iter(self._cutter.cut(uncut))
+        return {owner: tuple(itertools.islice(masks, len(logits))) for owner, logits, _ in asked}
 
-    def _embed_tokens(self, tile: Tile) -> Tensor:
-        """Returns [P, 5 + T, 256] float32: the IoU token, four mask tokens and the prompt's own."""
-        coords, kinds = self._to_device(tile.coords), self._to_device(tile.kinds)
-        unit = 2 * ((coords + 0.5) / IMAGE_SIDE_PX) - 1
-        # Written out because a matmul would lose the low bits of coordinates wherever TF32 is on.
-        gaussian = self._encoder.pe_layer.positional_encoding_gaussian_matrix
-        angles = 2 * torch.pi * (unit[..., :1] * gaussian[0] + unit[..., 1:] * gaussian[1])
-        encoding = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        prompt = encoding * (kinds > 0)[..., None] + self._kind_embeddings[kinds]
-        return torch.cat([self._output_tokens.expand(len(prompt), -1, -1), prompt], dim=1)
+    def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
+        network = self._network
+        if network.has_kernels_for(tile.kinds.shape[1]):
+            return self._runner.run(tile, sources)
+        tokens = network.embed(self._to_device(tile.coords), self._to_device(tile.kinds))
+        jagged = nested_tensor_from_jagged(tokens, self._to_device(tile.offsets))
+        pixels = Pixels(sources, np.diff(tile.offsets).tolist(), network.positions)
+        return network.predict(jagged, pixels, self._to_device(tile.wanted))
 
-    def _embed_sources(self, tile: Tile, jobs: Sequence[ImageJob]) -> Tensor:
-        """Returns [S, 4096, 256]: each source's image embedding plus its dense prompt embedding."""
-        images = torch.stack([jobs[i].embedding.to(self.device, self.dtype, non_blocking=True) for i in tile.jobs])
-        unmasked = len(tile.image_of_source) - len(tile.mask_inputs)
-        dense = self._encoder.no_mask_embed.weight.view(1, CHANNELS, 1, 1).expand(unmasked, -1, GRID, GRID)
-        if len(tile.mask_inputs):
-            dense = torch.cat([dense, self._encoder.mask_downscaling(self._to_device(tile.mask_inputs))])
-        sources: Tensor = images[self._to_device(tile.image_of_source)] + dense.to(self.dtype)
-        return sources.flatten(2).mT.contiguous()
+    def _prepared(self, job: ImageJob) -> PreparedEmbedding:
+        return job.embedding if isinstance(job.embedding, PreparedEmbedding) else self.prepare(job.embedding)
 
-    def _transform(self, tokens: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """`TwoWayTransformer.forward` for jagged prompts: tokens [S, j, T, 256], sources [S, 4096, 256].
-
-        All prompts of a tile have T tokens, so the arithmetic runs on the packed values; a dispatch through
-        NestedTensor costs about 100 us an operation and broadcasts sources by padding.
-
-        Returns:
-            [P, T, 256] tokens and [P, 4096, 256] features.
-        """
-        transformer = self._decoder.transformer
-        offsets: Tensor = tokens.offsets()  # type: ignore[attr-defined]  # absent from torch's stubs
-        tokens = tokens.values()
-        spread = _spreader(offsets, len(tokens))
-        queries, keys = tokens, sources
-        for layer in transformer.layers:
-            if layer.skip_first_layer_pe:
-                queries = _attend(layer.self_attn, queries, queries, queries)
-            else:
-                located = queries + tokens
-                queries = queries + _attend(layer.self_attn, located, located, queries)
-            queries = layer.norm1(queries)
-            located = keys + self._positions
-            to_image = layer.cross_attn_token_to_image
-            queries = layer.norm2(queries + _attend(to_image, queries + tokens, located, keys, spread_keys=spread))
-            queries = layer.norm3(queries + layer.mlp(queries))
-            to_token = layer.cross_attn_image_to_token
-            update = _attend(to_token, located, queries + tokens, queries, spread_queries=spread)
-            keys = layer.norm4(update.add_(spread(keys)))
-            spread = _same
-        final = transformer.final_attn_token_to_image
-        queries = queries + _attend(final, queries + tokens, keys + self._positions, keys)
-        return transformer.norm_final_attn(queries), keys
-
-    def _paint(self, features: Tensor, hyper: Tensor) -> Tensor:
-        """Upscale features [P, 4096, 256] and weigh them by hyper [P, K, 32] into logits [P, K, 256, 256].
-
-        Both transposed convolutions have stride equal to their kernel, so each is a linear layer of every pixel on its
-        own. The 2 x 2 blocks stay behind one another until the end, where only K channels are left to shuffle.
-        """
-        first, norm, activation, second, last_activation = self._decoder.output_upscaling
-        pixels = _upscale(first, features)
-        pixels = activation(F.layer_norm(pixels, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        pixels = last_activation(_upscale(second, pixels))
-        blocks: Tensor = (pixels @ hyper.mT).view(len(hyper), GRID, GRID, 2, 2, 2, 2, -1)
-        return blocks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(hyper), -1, LOW_RES_SIDE_PX, LOW_RES_SIDE_PX)
+    def _prepare_sources(self, tile: Tile, images: Mapping[int, PreparedEmbedding]) -> list[PreparedEmbedding]:
+        """Each source of a tile; only those with mask inputs, the last, need work."""
+        sources = [images[i] for i in tile.job_of_source]
+        masked = len(tile.mask_inputs)
+        if masked:
+            sources[-masked:] = self._network.prepare_masked(sources[-masked:], self._to_device(tile.mask_inputs))
+        return sources
 
     def _to_device(self, array: object) -> Tensor:
         return torch.as_tensor(array).to(self.device, non_blocking=True)
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _attend(
-    attention: Any,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    spread_queries: Spread = _same,
-    spread_keys: Spread = _same,
-) -> Tensor:
-    """`Attention.forward` of segment_anything on [N, n, 256], spreading per-source sides after their projection."""
-    q = spread_queries(attention.q_proj(queries))
-    k, v = spread_keys(attention.k_proj(keys)), spread_keys(attention.v_proj(values))
-    q, k, v = (side.reshape(*side.shape[:2], attention.num_heads, -1).transpose(1, 2) for side in (q, k, v))
-    output: Tensor = attention.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    return output
-
-
-def _spreader(offsets: Tensor, prompts: int) -> Spread:
-    """A function that repeats [S, ...] per prompt into [P, ...], as a view where there is one source."""
-    if len(offsets) == 2:
-        return lambda tensor: tensor.expand(prompts, *tensor.shape[1:])
-    sources = torch.arange(len(offsets) - 1, device=offsets.device)
-    source_of_prompt = torch.repeat_interleave(sources, offsets.diff(), output_size=prompts)
-    return lambda tensor: tensor[source_of_prompt]
-
-
-def _upscale(convolution: nn.ConvTranspose2d, pixels: Tensor) -> Tensor:
-    """A 2 x 2, stride 2 transposed convolution: [P, n, C_in] to [P, 4 n, C_out], each pixel's block together."""
-    out_channels = convolution.out_channels
-    weight = convolution.weight.permute(2, 3, 1, 0).reshape(4 * out_channels, -1)
-    bias = convolution.bias.repeat(4) if convolution.bias is not None else None
-    return F.linear(pixels, weight, bias).view(len(pixels), -1, out_channels)
+def _tokens_of(jobs: Sequence[ImageJob], owner: Owner) -> tuple[int, ...]:
+    job, prompt = jobs[owner[0]], jobs[owner[0]].prompts[owner[1]]
+    return TOKENS_OF_SELECTION[prompt.resolve(job.selection)]

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from splitsam.decoder_service.cutting import Cut
+from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.prompts import FloatArray, Prompt, Selection
 
 NOT_A_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = range(5)
@@ -25,18 +27,21 @@ class ImageJob:
     """One image of one caller, with the prompts to decode.
 
     Args:
-        embedding: [256, 64, 64] fp16, bf16 or fp32 on any device; jobs that pass the same tensor share its work.
+        embedding: as `DecoderModel.prepare` made it, or [256, 64, 64] fp16, bf16 or fp32 on any device, prepared anew
+            in each batch; jobs that pass the same one share its work.
         original_size: (height, width) of the upright image in pixels.
         input_size: (height, width) of the resized image inside the padded 1024 x 1024 input.
         prompts: refinement tokens already resolved into `mask_input`.
         selection: which masks, or None for each prompt's default.
+        cut: where a GPU is to cut the logits into masks along the way, or None not to; a CPU never does.
     """
 
-    embedding: torch.Tensor
+    embedding: PreparedEmbedding | torch.Tensor
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     prompts: tuple[Prompt, ...]
     selection: Selection | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +50,7 @@ class Tile:
 
     Args:
         owners: for each prompt its (job, prompt) indices.
-        jobs: for each distinct embedding a job that carries it.
-        image_of_source: [S] int64, index into `jobs`.
+        job_of_source: for each source the first job that carries its embedding.
         mask_inputs: [M, 1, 256, 256] float32, of the last M sources.
         offsets: [S + 1] int64, where each source's prompts begin.
         coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
@@ -55,8 +59,7 @@ class Tile:
     """
 
     owners: tuple[tuple[int, int], ...]
-    jobs: tuple[int, ...]
-    image_of_source: npt.NDArray[np.int64]
+    job_of_source: tuple[int, ...]
     mask_inputs: FloatArray
     offsets: npt.NDArray[np.int64]
     coords: FloatArray
@@ -69,8 +72,8 @@ class _Entry:
     owner: tuple[int, int]
     image: int
     prompt: Prompt
-    coords: FloatArray
-    kinds: npt.NDArray[np.int64]
+    coords: list[tuple[float, float]]
+    kinds: list[int]
     selection: Selection
 
 
@@ -92,25 +95,28 @@ def pack(jobs: Sequence[ImageJob], max_prompts: int) -> list[Tile]:
 
 def prompt_tokens(
     prompt: Prompt, original_size: tuple[int, int], input_size: tuple[int, int]
-) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+) -> tuple[list[tuple[float, float]], list[int]]:
     """Lay a prompt out as the tokens that `PromptEncoder` makes of it: points, then box corners or a padding token.
 
+    Lists, because a batch has hundreds of prompts, and arrays of two numbers are slow.
+
     Returns:
-        [T, 2] float32 pixels (x, y) of the 1024 x 1024 input, and [T] int64 kinds.
+        T pixels (x, y) of the 1024 x 1024 input, and T kinds.
 
     Source: `ResizeLongestSide.apply_coords` and `PromptEncoder.forward` of segment_anything.
     """
-    points = prompt.points.reshape(-1, 2).astype(np.float64)
-    kinds = np.where(prompt.labels == 1, FOREGROUND, BACKGROUND)
+    points = prompt.points.tolist()
+    kinds = [FOREGROUND if label == 1 else BACKGROUND for label in prompt.labels.tolist()]
     if prompt.box is not None:
-        points = np.concatenate([points, prompt.box.reshape(2, 2).astype(np.float64)])
-        kinds = np.concatenate([kinds, [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]])
-    elif len(points):
-        points = np.concatenate([points, np.zeros((1, 2))])
-        kinds = np.concatenate([kinds, [NOT_A_POINT]])
+        x0, y0, x1, y1 = prompt.box.tolist()
+        points += [(x0, y0), (x1, y1)]
+        kinds += [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
+    elif points:
+        points.append((0.0, 0.0))
+        kinds.append(NOT_A_POINT)
     # The sides are rounded to whole pixels one by one, so x and y scale a little differently.
-    scale = np.array([input_size[1] / original_size[1], input_size[0] / original_size[0]])
-    return (points * scale).astype(np.float32), kinds.astype(np.int64)
+    x_scale, y_scale = input_size[1] / original_size[1], input_size[0] / original_size[0]
+    return [(x * x_scale, y * y_scale) for x, y in points], kinds
 
 
 def _tile(entries: list[_Entry]) -> Tile:
@@ -122,17 +128,15 @@ def _tile(entries: list[_Entry]) -> Tile:
             sources.append(source)
             counts.append(0)
         counts[-1] += 1
-    jobs = sorted({image for image, _ in sources})
     masks = [prompt.mask_input for _, prompt in sources if prompt is not None and prompt.mask_input is not None]
     tokens = [TOKENS_OF_SELECTION[entry.selection] for entry in entries]
     width = max(map(len, tokens))
     return Tile(
         owners=tuple(entry.owner for entry in entries),
-        jobs=tuple(jobs),
-        image_of_source=np.array([jobs.index(image) for image, _ in sources], np.int64),
+        job_of_source=tuple(image for image, _ in sources),
         mask_inputs=np.stack(masks)[:, None] if masks else np.zeros((0, 1, 4, 4), np.float32),
         offsets=np.cumsum([0, *counts], dtype=np.int64),
-        coords=np.stack([entry.coords for entry in entries]),
-        kinds=np.stack([entry.kinds for entry in entries]),
+        coords=np.array([entry.coords for entry in entries], np.float32).reshape(len(entries), -1, 2),
+        kinds=np.array([entry.kinds for entry in entries], np.int64),
         wanted=np.array([(token * width)[:width] for token in tokens], np.int64),
     )

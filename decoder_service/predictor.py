@@ -13,6 +13,7 @@ from splitsam.common.errors import CacheUnavailable
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import RecordHeader, Size
 from splitsam.common.tasks import gather_or_cancel
+from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import Embedding, EmbeddingStore
 from splitsam.decoder_service.masks import Mask, write_masks
 from splitsam.decoder_service.messages import ImageMasks, ReplyBudget, Timings, check_reply_can_fit
@@ -131,11 +132,12 @@ class Predictor:
         """One image's prompts through the batcher: a click's together, more of them a job at a time."""
         jobs = [
             ImageJob(
-                embedding=embedding.values,
+                embedding=embedding.prepared,
                 original_size=_rows_columns(embedding.header.image_size),
                 input_size=_rows_columns(embedding.header.input_size),
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
+                cut=Cut(output.mask_threshold),
             )
             for start in range(0, len(prompts), self._batch_prompts)
         ]

@@ -14,6 +14,7 @@ from splitsam.common.device import choose_device, describe_device
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.everything import Everything
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
@@ -76,7 +77,7 @@ class DecoderService:
             self._cache,
             self._keys,
             model_id=info.model_id,
-            device=self._device,
+            prepare=model.prepare,
             guard=self._guard,
             budget_bytes=settings.memory_bytes,
             ttl_s=settings.embedding_ttl_s,
@@ -131,6 +132,7 @@ class DecoderService:
             cache_dir=settings.cache_dir,
         )
         model = DecoderModel(loaded.sam, self._device, settings.precision, self._forward_prompts)
+        model.capture()
         model.decode([_warm_up_job()])
         info = ModelInfo(
             name=loaded.name,
@@ -147,4 +149,4 @@ def _warm_up_job() -> ImageJob:
     """One click in the middle of an empty embedding."""
     point = np.full((1, 2), IMAGE_SIDE_PX / 2, np.float32)
     side = (IMAGE_SIDE_PX, IMAGE_SIDE_PX)
-    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, (Prompt(point, np.ones(1, np.int64)),))
+    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, (Prompt(point, np.ones(1, np.int64)),), cut=Cut())

@@ -20,7 +20,9 @@ class DecoderSettings(ServiceSettings):
     prompts_per_forward: int = Field(64, ge=1, le=4096, description="Prompts in one model call on a GPU")
     max_wait_ms: float = Field(0.0, ge=0, le=1000, description="How long an idle worker holds a batch back")
     format_threads: int = Field(2, ge=1, le=256, description="Threads that write masks in the formats asked for")
-    memory_bytes: int = Field(512 * 2**20, ge=0, le=2**40, description="Embeddings kept on the device")
+    memory_bytes: int = Field(
+        512 * 2**20, ge=0, le=2**40, description="Embeddings kept on the device, 10 MiB each in fp32"
+    )
     logits_memory_bytes: int = Field(64 * 2**20, ge=0, le=2**40, description="Refinement logits kept in memory")
     embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
     refinement_ttl_s: int = Field(600, ge=1, le=10**6, description="Life of a refinement token, in seconds")

@@ -1,1 +1,1 @@
-"""Triton kernels of the encoder; each file holds the PyTorch reference, the kernel and its registered operator."""
+"""Triton kernels of both services; each file holds the kernel, its arithmetic in PyTorch and a checked way in."""

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 MIB = 2**20
 LEAST_CALLS = 5
+LEAST_CALLS_ON_HOST = 3
 PROFILED_CALLS = 3
 
 
@@ -20,10 +21,10 @@ def time_calls(call: Callable[[], object], device: torch.device, seconds: float,
     On a GPU each call lies between two CUDA events on a stream that is never empty, so launches that keep up cost
     nothing and launches that do not keep up are counted. On a CPU it is the host's clock.
     """
-    first = _time_on_host(call, device)
+    first = time_on_host(call, device)
     count = min(calls, max(LEAST_CALLS, int(1e3 * seconds / first)))
     if device.type != "cuda":
-        return [_time_on_host(call, device) for _ in range(count)]
+        return [time_on_host(call, device) for _ in range(count)]
     new_event: Any = functools.partial(torch.cuda.Event, enable_timing=True)
     events = [(new_event(), new_event()) for _ in range(count)]
     for _ in range(2):
@@ -36,7 +37,14 @@ def time_calls(call: Callable[[], object], device: torch.device, seconds: float,
     return [start.elapsed_time(end) for start, end in events]
 
 
-def _time_on_host(call: Callable[[], object], device: torch.device) -> float:
+def time_calls_on_host(call: Callable[[], object], device: torch.device, seconds: float, calls: int) -> list[float]:
+    """The same by the host's clock, each call with all that it waits for, and three calls at least."""
+    first = time_on_host(call, device)
+    count = min(calls, max(LEAST_CALLS_ON_HOST, int(1e3 * seconds / first)))
+    return [time_on_host(call, device) for _ in range(count)]
+
+
+def time_on_host(call: Callable[[], object], device: torch.device) -> float:
     synchronize(device)
     start = time.perf_counter()
     call()

@@ -104,8 +104,8 @@ async def serve(redis_server, metrics):
         )
         batcher.start()
         stores = {"budget_bytes": 2**24, "ttl_s": 60, "metrics": metrics}
-        guard = DeviceGuard(torch.device("cpu"), metrics)
-        embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, device=torch.device("cpu"), guard=guard, **stores)
+        prepare, guard = DecoderModel(sam(), "cpu").prepare, DeviceGuard(torch.device("cpu"), metrics)
+        embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, prepare=prepare, guard=guard, **stores)
         everything = Everything(
             batcher,
             embeddings,

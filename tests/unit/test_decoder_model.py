@@ -5,9 +5,11 @@ import pytest
 import torch
 from decoder_support import SamPredictor, embedding, image_job, prompt, random_sam, reference
 
+from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.masks import upsample_logits, write_masks
 from splitsam.decoder_service.model import DecoderModel
-from splitsam.decoder_service.packing import ImageJob
+from splitsam.decoder_service.network import Network
+from splitsam.decoder_service.packing import ImageJob, pack
 from splitsam.decoder_service.prompts import OutputOptions, Prompt, Selection
 
 ODD_SIZE = (333, 517)
@@ -16,11 +18,13 @@ ROUNDING = 1e-6
 KINDS = {
     "point": {"points": 1},
     "points": {"points": 5},
+    "many points": {"points": 30},
     "box": {"box": True},
     "both": {"points": 3, "box": True},
     "mask": {"mask": True},
     "point and mask": {"points": 1, "mask": True},
     "all": {"points": 2, "box": True, "mask": True},
+    "many points and mask": {"points": 17, "mask": True},
 }
 
 
@@ -156,6 +160,14 @@ def test_precision_of_service_leaves_weights_of_sam_alone():
         assert torch.equal(value, before[name])
 
 
+def test_prepared_embedding_gives_what_its_tensor_gives_and_says_its_size(model):
+    asked = [prompt(20, ODD_SIZE, points=1), prompt(21, ODD_SIZE, box=True, mask=True)]
+    prepared = model.prepare(embedding(13))
+    [kept], [anew] = (model.decode([image_job(values, ODD_SIZE, asked)]) for values in (prepared, embedding(13)))
+    assert all(torch.equal(one.logits, other.logits) for one, other in zip(kept, anew, strict=True))
+    assert prepared.size_bytes == 4096 * 640 * 4
+
+
 def test_embedding_in_fp16_gives_what_its_values_give(model):
     half = embedding(11).half()
     asked = [prompt(0, ODD_SIZE, points=1)]
@@ -173,3 +185,23 @@ def test_labels_and_point_order_reach_the_model(model):
     asked = [Prompt(points, np.array(labels)) for labels in ([1, 0], [0, 1], [1, 1])]
     [answers] = model.decode([image_job(embedding(12), ODD_SIZE, asked)])
     assert all((answers[0].logits - other.logits).abs().max() > 1e-3 for other in answers[1:])
+
+
+def test_prompts_that_find_their_image_by_its_address_get_the_same_logits():
+    network = Network(random_sam(), torch.device("cpu"), torch.float32)
+    model, runner = DecoderModel(random_sam(), "cpu"), TileRunner(network, 16)
+    kinds = [kind for kind in KINDS.values() if kind.get("points", 0) <= 11 and "mask" not in kind]
+    images = [model.prepare(embedding(seed)) for seed in (21, 22)]
+    jobs = [
+        image_job(image, ODD_SIZE, [prompt(j, ODD_SIZE, **kind) for j, kind in enumerate(kinds)]) for image in images
+    ]
+    expected = model.decode(jobs)
+    tiles = pack(jobs, 16)
+    assert sum(len(tile.owners) for tile in tiles) == 8
+    for tile in tiles:
+        found = runner.run(tile, [images[i] for i in tile.job_of_source])
+        for row, (i, j) in enumerate(tile.owners):
+            answer = expected[i][j]
+            torch.testing.assert_close(found.logits[row], answer.logits, atol=2e-5, rtol=0)
+            assert found.mask_indices[row].tolist() == list(answer.mask_indices)
+            assert found.predicted_iou[row].tolist() == pytest.approx(list(answer.predicted_iou), abs=1e-5)

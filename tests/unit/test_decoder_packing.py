@@ -35,8 +35,7 @@ def test_prompts_without_mask_share_the_source_of_their_embedding():
     [tile] = pack(jobs, max_prompts=64)
     assert tile.owners == ((0, 1), (2, 0), (1, 0), (0, 0))
     assert tile.offsets.tolist() == [0, 2, 3, 4]
-    assert tile.image_of_source.tolist() == [0, 1, 0]
-    assert tile.jobs == (0, 1)
+    assert tile.job_of_source == (0, 1, 0)
     assert tile.mask_inputs.shape == (1, 1, 256, 256)
 
 
@@ -50,8 +49,8 @@ def test_tiles_respect_the_cap_and_cover_every_prompt_once():
 def test_coordinates_scale_by_the_rounded_side_of_each_axis():
     asked = Prompt(np.array([[300, 2]], np.float32), np.array([1]))
     coords, kinds = prompt_tokens(asked, original_size=(3, 1000), input_size=(3, 1024))
-    np.testing.assert_array_equal(coords[0], np.float32([300 * 1.024, 2]))
-    assert kinds.tolist() == [FOREGROUND, NOT_A_POINT]
+    assert coords[0] == (300 * 1.024, 2)
+    assert kinds == [FOREGROUND, NOT_A_POINT]
 
 
 def test_wanted_tokens_take_one_column_unless_some_prompt_wants_all():

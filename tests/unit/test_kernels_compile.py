@@ -1,15 +1,13 @@
 """The kernels compiled for an A100 (sm_80) and an H100 (sm_90) at production tiles, without either."""
 
 import json
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
-import triton
+from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, registers
 
 from splitsam.kernels import tiles
 from splitsam.kernels.arguments import head_parts
@@ -17,24 +15,6 @@ from splitsam.kernels.relpos_global import _global_kernel
 from splitsam.kernels.relpos_window import _window_kernel
 
 HEADS = {64: 12, 80: 16}
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-TRITON_TYPES = {"bfloat16": "bf16", "float16": "fp16"}
-
-
-def compiled(kernel, types: dict[str, str], constants: dict[str, object], arch: int, options: dict[str, int]):
-    """As a launch would, with 16-byte alignment of pointers and strides."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    aligned = [i for i, name in enumerate(signature) if "*" in signature[name] or "stride" in name]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
@@ -58,17 +38,6 @@ def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
     numbers = {"scale_log2": "fp32", "inverse_scale": "fp32", "stride_batch": "i32", "stride_token": "i32"}
     constants = {"HEADS": HEADS[d], "GH": 64, "GW": 64, "SIDE": 14, "D0": d0, "D1": d1, "BLOCK_M": tile.block_m}
     return compiled(_window_kernel, pointers | numbers, constants, arch, tile.launch_options())
-
-
-def registers(binary, folder: Path) -> dict[str, int]:
-    """REG, STACK and so on, as cuobjdump reports them; empty where there is none."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.exists():
-        return {}
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(binary.asm["cubin"])
-    report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -97,7 +66,7 @@ def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
 
 def test_every_installed_tile_is_well_formed() -> None:
     folder = Path(tiles.__file__).parent
-    keys = {f"{k} {d} {dtype}" for k in ("global", "window") for d in (64, 80) for dtype in (*TRITON_TYPES, "float32")}
+    keys = {f"{k} {d} {dtype}" for k in ("global", "window") for d in (64, 80) for dtype in TRITON_TYPES}
     assert set(json.loads((folder / "default.json").read_text())) == keys
     for path in folder.glob("*.json"):
         for by_batch in json.loads(path.read_text()).values():

@@ -1,0 +1,1 @@
+"""The decoder alone: from prompts on resident embeddings to masks."""

@@ -1,0 +1,129 @@
+"""SAM's prompt encoder and mask decoder as functions of tensors on a device, without a wait for the host in them."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.common.sam_modules import Sam
+from splitsam.decoder_service.addressed import AddressedPixels
+from splitsam.decoder_service.paint import Painter
+from splitsam.decoder_service.pixels import MOST_ABSORBED_TOKENS, Pixels, attend_by_head
+from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
+
+OUTPUT_TOKENS = 5  # that of the IoU and four of masks
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Of P prompts with K masks each.
+
+    Args:
+        logits: [P, K, 256, 256] float32.
+        mask_indices: [P, K] int64, which mask token made each.
+        predicted_iou: [P, K] float32.
+    """
+
+    logits: Tensor
+    mask_indices: Tensor
+    predicted_iou: Tensor
+
+
+class Network:
+    """The weights, copied, and what is computed with them.
+
+    Args:
+        dtype: of the transformer and upscaling; positional encodings and the small heads stay fp32.
+    """
+
+    def __init__(self, sam: Sam, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+        self._encoder = copy.deepcopy(sam.prompt_encoder).to(device).eval()
+        self._heads = copy.deepcopy(sam.mask_decoder).to(device).eval()
+        self._transformer = copy.deepcopy(sam.mask_decoder.transformer).to(device, dtype).eval()
+        with torch.no_grad():
+            encoder, heads = self._encoder, self._heads
+            # [5, 256] in the order of packing's kinds.
+            kinds = [encoder.not_a_point_embed, *encoder.point_embeddings]
+            self._kind_embeddings = torch.cat([embedding.weight for embedding in kinds])
+            self._output_tokens = torch.cat([heads.iou_token.weight, heads.mask_tokens.weight])
+            self.positions = encoder.get_dense_pe()[0].flatten(1).mT.to(dtype).contiguous()
+            self._painter = Painter(sam.mask_decoder.output_upscaling, device, dtype)
+
+    def has_kernels_for(self, prompt_tokens: int) -> bool:
+        """Whether `AddressedPixels` are the faster ones: 16-bit numbers on a GPU, and not too many tokens."""
+        few = OUTPUT_TOKENS + prompt_tokens <= MOST_ABSORBED_TOKENS
+        return self.device.type == "cuda" and self.dtype != torch.float32 and few
+
+    def prepare(self, embedding: Tensor) -> PreparedEmbedding:
+        """See `DecoderModel.prepare`."""
+        pixels = embedding.to(self.device, self.dtype).flatten(1).mT + self._encoder.no_mask_embed.weight.to(self.dtype)
+        return PreparedEmbedding(prepare_rows(self._transformer, pixels[None], self.positions)[0])
+
+    def prepare_masked(self, images: list[PreparedEmbedding], mask_inputs: Tensor) -> list[PreparedEmbedding]:
+        """The images with mask inputs, [M, 1, 256, 256] float32 on the device, in place of no mask."""
+        dense = self._encoder.mask_downscaling(mask_inputs).flatten(2).mT - self._encoder.no_mask_embed.weight
+        pixels = torch.stack([image.pixels for image in images]) + dense.to(self.dtype)
+        return [PreparedEmbedding(rows) for rows in prepare_rows(self._transformer, pixels, self.positions)]
+
+    def embed(self, coords: Tensor, kinds: Tensor) -> Tensor:
+        """The IoU token, four mask tokens and the prompt's own: [P, 5 + T, 256].
+
+        Args:
+            coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
+            kinds: [P, T] int64, of `packing`.
+        """
+        unit = 2 * ((coords + 0.5) / IMAGE_SIDE_PX) - 1
+        # Written out because a matmul would lose the low bits of coordinates wherever TF32 is on.
+        gaussian = self._encoder.pe_layer.positional_encoding_gaussian_matrix
+        angles = 2 * torch.pi * (unit[..., :1] * gaussian[0] + unit[..., 1:] * gaussian[1])
+        encoding = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        prompt = encoding * (kinds > 0)[..., None] + self._kind_embeddings[kinds]
+        return torch.cat([self._output_tokens.expand(len(prompt), -1, -1), prompt], dim=1).to(self.dtype)
+
+    def predict(self, tokens: Tensor, pixels: Pixels | AddressedPixels, wanted: Tensor) -> Prediction:
+        """Masks of jagged prompts.
+
+        Args:
+            tokens: [S, j, T, 256] jagged, P prompts in all, of as many sources as the pixels have.
+            pixels: what they see; changed.
+            wanted: [P, K] int64 mask tokens, -1 for the best of 1 to 3.
+        """
+        outputs = self._transform(tokens, pixels)[:, :OUTPUT_TOKENS].float()
+        iou = self._heads.iou_prediction_head(outputs[:, 0])
+        mlps = self._heads.output_hypernetworks_mlps
+        hyper = torch.stack([mlp(outputs[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)
+        chosen = torch.where(wanted < 0, iou[:, 1:].argmax(dim=1, keepdim=True) + 1, wanted)
+        hyper = hyper.gather(1, chosen[..., None].expand(-1, -1, hyper.shape[-1]))
+        return Prediction(self._painter.paint(pixels.own, hyper), chosen, iou.gather(1, chosen))
+
+    def _transform(self, tokens: Tensor, pixels: Pixels | AddressedPixels) -> Tensor:
+        """`TwoWayTransformer.forward`, to [P, T, 256] tokens.
+
+        All prompts have T tokens, so the arithmetic runs on the packed values; a dispatch through NestedTensor costs
+        about 100 us an operation.
+        """
+        queries = tokens = tokens.values()
+        for layer in self._transformer.layers:
+            if layer.skip_first_layer_pe:
+                queries = _attend(layer.self_attn, queries, queries, queries)
+            else:
+                located = queries + tokens
+                queries = queries + _attend(layer.self_attn, located, located, queries)
+            queries = layer.norm1(queries)
+            queries = layer.norm2(queries + pixels.read(layer.cross_attn_token_to_image, queries + tokens))
+            queries = layer.norm3(queries + layer.mlp(queries))
+            pixels.write(layer.cross_attn_image_to_token, layer.norm4, queries + tokens, queries)
+        queries = queries + pixels.read(self._transformer.final_attn_token_to_image, queries + tokens)
+        normalised: Tensor = self._transformer.norm_final_attn(queries)
+        return normalised
+
+
+def _attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`Attention.forward` of segment_anything on [N, n, 256]."""
+    mixed = attend_by_head(attention.q_proj(queries), attention.k_proj(keys), attention.v_proj(values))
+    output: Tensor = attention.out_proj(mixed)
+    return output
