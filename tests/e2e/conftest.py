@@ -93,7 +93,7 @@ def open_stack(weights, device_args, tmp_path_factory):
     arguments = ("--checkpoint", str(weights), *device_args, "--redis-timeout-ms", "500", "--max-queue-ms", "120000")
     settings = StackSettings(
         encoder_args=arguments,
-        decoder_args=(*arguments, "--memory-bytes", str(2 * 256 * 64 * 64)),
+        decoder_args=(*arguments, "--memory-bytes", str(4 * 4096 * 640)),
         run_folder=tmp_path_factory.mktemp("open-stack"),
         stop_timeout_s=30.0,
     )
