@@ -26,6 +26,7 @@ from splitsam.client.stack import is_serving
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.checkpoint_files import file_sha256
 from splitsam.common.device import choose_device
+from splitsam.common.settings import SettingsProblem
 from splitsam.encoder_service.precision import choose_precision
 from splitsam.v1 import encoder_pb2, encoder_pb2_grpc
 
@@ -128,6 +129,8 @@ def main(arguments: Sequence[str]) -> None:
                     flush=True,
                 )
                 results.add(row)
+        except SettingsProblem as problem:
+            sys.exit(f"error: {problem}")
         except StackError as problem:
             sys.exit(f"error: {problem}\n" + "\n".join(problem.log_tail))
     print(path)

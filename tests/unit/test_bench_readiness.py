@@ -23,9 +23,14 @@ def test_service_is_started_cold_and_warm_and_encodes(tmp_path, capsys):
     assert "vit_t fp32 warm: ready in" in capsys.readouterr().out
 
 
-def test_start_that_fails_ends_with_the_services_own_words(tmp_path):
-    with pytest.raises(SystemExit, match=r"(?s)error: .*exited with status 1 while starting.*precision"):
+def test_precision_that_the_device_cannot_do_is_refused_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: precision: seed .*"):
         main([*OPTIONS, "--precisions", "seed", "--results", str(tmp_path)])
+
+
+def test_start_that_fails_ends_with_the_services_own_words(tmp_path):
+    with pytest.raises(SystemExit, match=r"(?s)error: .*exited with status 2 while starting.*batch_sizes"):
+        main([*OPTIONS, "--precisions", "fp32", "--batch-sizes", "none", "--results", str(tmp_path)])
 
 
 def test_table_has_a_line_for_a_cold_start_and_the_warm_one_after_it():
