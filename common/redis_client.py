@@ -16,11 +16,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import parse_url
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _SENTINEL_PORT, _REDIS_PORT = 26379, 6379
+# Pools that wait for notices of maintenance do not look whether a connection holds a reply that nobody has read, and
+# every command on such a connection gets the reply of the one before (redis-py 8.1.0).
+_NO_NOTICES = MaintNotificationsConfig(enabled=False)
 Client = redis.Redis | RedisCluster
 
 
@@ -98,6 +102,7 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
             require_full_coverage=False,
             retry=Retry(NoBackoff(), 1),  # once more after a node has gone, at the one that took over
             max_connections=connections,
+            maint_notifications_config=_NO_NOTICES,
             **options,
         )
     pool = redis.BlockingConnectionPool.from_url(
@@ -105,6 +110,7 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
         max_connections=connections,
         timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
+        maint_notifications_config=_NO_NOTICES,
         **{name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "socket_read_size")},
     )
     return redis.Redis.from_pool(pool)
@@ -117,5 +123,6 @@ def _of_sentinels(place: Place, options: dict[str, Any], connections: int) -> re
     shared = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl"))}
     manager: Any = Sentinel
     sentinels = manager(list(place.hosts), sentinel_kwargs={**shared, **own, "retry": once})
-    client: redis.Redis = sentinels.master_for(place.master, max_connections=connections, retry=once, **options)
+    options |= {"max_connections": connections, "maint_notifications_config": _NO_NOTICES}
+    client: redis.Redis = sentinels.master_for(place.master, retry=once, **options)
     return client

@@ -11,8 +11,8 @@ import pytest
 from splitsam.client import AsyncClient, Client, SplitsamError
 from splitsam.client.retry import RetryPolicy
 from splitsam.common import errors
-from splitsam.common.interceptor import rich_status
 from splitsam.common.messages import to_item_error
+from splitsam.common.status import rich_status
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc, types_pb2
 
 IMAGE = b"the bytes of an image"

@@ -1,16 +1,18 @@
 """The forms of a Redis URL, and records kept by real Sentinels and a real Cluster while a node goes."""
 
 import asyncio
+import time
 
 import pytest
 import torch
+from redis_process import RedisProcess
 
 from bench.faults.redis_groups import Cluster, Sentinels
 from splitsam.common.cache import RecordCache
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, Size
-from splitsam.common.redis_client import parse_place
+from splitsam.common.redis_client import open_redis, parse_place
 
 AGAIN_S = 20.0
 
@@ -118,3 +120,37 @@ async def test_cluster_that_is_not_there_yet_is_used_when_it_comes(tmp_path, met
     with pytest.raises(CacheUnavailable):
         await cache.ping()
     await cache.close()
+
+
+def leave_reply_unread(pool):
+    """What is left of a pipeline whose reply went to another connection."""
+    connection = pool.get_connection()
+    connection.send_command("ECHO", "left behind")
+    pool.release(connection)
+    time.sleep(0.2)  # until it has come
+
+
+def test_reply_that_nobody_has_read_is_not_that_of_the_next_command(redis_server: RedisProcess):
+    client = open_redis(f"redis://127.0.0.1:{redis_server.port}/0", timeout_s=1.0, connections=1)
+    client.ping()
+    leave_reply_unread(client.connection_pool)
+    assert client.get("nothing") is None
+    client.close()
+
+
+def test_reply_that_nobody_has_read_is_not_that_of_the_next_command_behind_sentinels(tmp_path):
+    with Sentinels(tmp_path) as group:
+        client = open_redis(group.url, timeout_s=1.0, connections=1)
+        client.ping()
+        leave_reply_unread(client.connection_pool)
+        assert client.get("nothing") is None
+        client.close()
+
+
+def test_reply_that_nobody_has_read_is_not_that_of_the_next_command_in_a_cluster(tmp_path):
+    with Cluster(tmp_path) as group:
+        client = open_redis(group.url, timeout_s=1.0, connections=1)
+        client.get("nothing")
+        leave_reply_unread(client.get_node_from_key("nothing").redis_connection.connection_pool)
+        assert client.get("nothing") is None
+        client.close()
