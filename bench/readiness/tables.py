@@ -14,7 +14,7 @@ from bench.documents import write_files, write_sections
 from bench.readiness.rows import Row
 from bench.row_file import read_rows, select_rows
 
-_COLUMNS = ("model", "precision", "graphs for batches", "ready s, cold", "ready s, warm", "encodes ms, first / next")
+_COLUMNS = ("model", "precision", "batch sizes", "ready s, cold", "ready s, warm", "encodes ms, first / next")
 
 
 def build_tables(rows: Sequence[Row]) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.documents import DOCUMENTS, write_sections
+from bench.documents import write_sections
 from bench.machine import describe_machine
 from bench.pruning import Sources
-from bench.row_file import RESULTS, ResultsFile, read_rows, results_path, select_rows
+from bench.row_file import ResultsFile, read_rows, results_path, select_rows
 from bench.waterfall.__main__ import measure, parse_arguments
 from bench.waterfall.masks import measure_iou
 from bench.waterfall.measure import Options, Waterfall
@@ -27,7 +27,7 @@ from bench.waterfall.subjects import (
     inject_outliers,
     relative_error,
 )
-from bench.waterfall.tables import build_tables, collect_files, main
+from bench.waterfall.tables import build_tables, main
 from splitsam.common.architectures import Architecture
 from training.evaluate import Example
 
@@ -367,8 +367,3 @@ def test_tables_command_writes_documents_and_charts_that_are_current_afterwards(
     texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert {"vit_b", "vit_h", "a<b", "fp32", "batch 1", "batch 4"} <= set(texts)
     assert "not current" in capsys.readouterr().out
-
-
-def test_published_tables_and_charts_are_current():
-    stale = [path for path, text in collect_files(DOCUMENTS, RESULTS).items() if path.read_text() != text]
-    assert not stale, "run python -m bench.waterfall.tables"

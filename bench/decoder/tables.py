@@ -1,0 +1,66 @@
+"""Writes the decoder's rows into the tables of the documents.
+
+    python -m bench.decoder.tables             # README.md and bench/README.md
+    python -m bench.decoder.tables --check     # changes nothing; fails when something would change
+
+`bench.documents` says how a document asks for them.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.decoder.rows import Row
+from bench.documents import write_files, write_sections
+from bench.row_file import read_rows, select_rows
+
+_COLUMNS = ("scenario", "decoder", "images", "prompts", "ms p50 / p99", "prompts/s", "x of the original", "peak MiB")
+_MASK_COLUMNS = ("mask mIoU", "flips", "masks")
+
+
+def build_tables(rows: Sequence[Row]) -> str:
+    """In Markdown, one table for each device."""
+    devices = sorted({(row.gpu, row.torch, row.triton) for row in rows})
+    tables = [_table([row for row in rows if (row.gpu, row.torch, row.triton) == device]) for device in devices]
+    return "\n".join(tables) or "Not measured yet.\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    triton = f", triton {first.triton}" if first.triton else ""
+    columns = (*_COLUMNS, *_MASK_COLUMNS)
+    lines = [
+        f"**{first.gpu}**, torch {first.torch}{triton}",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    for row in rows:
+        cells = [row.scenario, row.decoder, str(row.images), str(row.prompts), f"{row.ms_p50:.4g} / {row.ms_p99:.4g}"]
+        cells += [
+            f"{row.prompts_s:.4g}",
+            f"{row.x_original:.2f}",
+            "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
+        ]
+        cells += [f"{row.mask_miou:.4f}", "" if row.index_flips is None else str(row.index_flips), str(row.masks)]
+        lines.append(f"| {' | '.join(cells)} |")
+    runs = sorted({(row.command, row.commit) for row in rows})
+    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+
+
+def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
+    """What every document should say."""
+    rows = [row for path in sorted(results.glob("decoder-*.csv")) for row in read_rows(Row, path)]
+
+    def build(filters: str) -> str:
+        return build_tables(select_rows(Row, rows, filters))
+
+    return {path: write_sections(path.read_text(), "decoder", build) for path in documents}
+
+
+def main(arguments: Sequence[str]) -> None:
+    write_files("bench.decoder.tables", __doc__ or "", collect_files, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

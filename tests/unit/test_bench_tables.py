@@ -1,0 +1,24 @@
+"""The tables and charts in the documents are those that the published results make."""
+
+import pytest
+
+from bench.decoder import tables as decoder
+from bench.documents import DOCUMENTS
+from bench.faults import tables as faults
+from bench.load import tables as load
+from bench.readiness import tables as readiness
+from bench.row_file import RESULTS
+from bench.waterfall import tables as waterfall
+
+BENCHMARKS = (decoder, faults, load, readiness, waterfall)
+
+
+@pytest.mark.parametrize("tables", BENCHMARKS, ids=lambda tables: tables.__name__)
+def test_published_tables_and_charts_are_current(tables):
+    stale = [path for path, text in tables.collect_files(DOCUMENTS, RESULTS).items() if path.read_text() != text]
+    assert not stale, f"run python -m {tables.__name__}"
+
+
+def test_every_benchmark_with_results_has_tables():
+    published = {path.name.partition("-")[0] for path in RESULTS.glob("*.csv")} - {"attention"}
+    assert published <= {tables.__name__.split(".")[1] for tables in BENCHMARKS}
