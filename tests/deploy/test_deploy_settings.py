@@ -223,9 +223,28 @@ def expressions():
                 yield from (alert["expr"] for alert in group["rules"])
         for scaled in of_kind(build(variant), "ScaledObject"):
             yield from (trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
+    yield from (target["expr"] for panel in panels() for target in panel["targets"])
 
 
-def test_alerts_and_scalers_ask_for_series_and_labels_that_exist():
+def panels():
+    """Of the Grafana dashboard, as the cluster is given it."""
+    boards = [item for item in of_kind(build("gpu with all"), "ConfigMap") if "dashboard.json" in item["data"]]
+    [board] = boards
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    return json.loads(board["data"]["dashboard.json"])["panels"]
+
+
+def test_dashboard_shows_every_metric_in_places_of_its_own():
+    asked = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
+    names = {name.removesuffix("_created") for name in series()}
+    bases = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in names}
+    assert {base for base in bases if base not in asked} == set()
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+    assert len(set(places)) == len(places) == len({panel["id"] for panel in panels()})
+    assert all(panel["title"] and panel["description"].endswith(".") for panel in panels())
+
+
+def test_alerts_scalers_and_dashboard_ask_for_series_and_labels_that_exist():
     known = series()
     asked = 0
     for expression in expressions():
