@@ -55,6 +55,7 @@ class DecoderModel:
         device: where to compute.
         precision: of the transformer and upscaling; positional encodings and the small heads stay fp32.
         max_prompts_per_forward: prompts in one forward pass; each takes about 25 MiB in fp32, 12 in bf16.
+        kernels: on a GPU, cut masks there and, in bf16, decode with this project's kernels and CUDA graphs.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class DecoderModel:
         device: torch.device | str,
         precision: Literal["fp32", "bf16"] = "fp32",
         max_prompts_per_forward: int = 16,
+        kernels: bool = False,
     ):
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         self.max_prompts_per_forward = max_prompts_per_forward
+        self._kernels = kernels and self.device.type == "cuda"
         self._network = Network(sam, self.device, self.dtype)
         self._cutter = Cutter(self.device)
         self._runner = TileRunner(self._network, max_prompts_per_forward)
@@ -74,7 +77,7 @@ class DecoderModel:
     @torch.no_grad()
     def capture(self) -> None:
         """Make CUDA graphs of the usual shapes, in some seconds; without it they run launch by launch."""
-        if self._network.has_kernels_for(0):
+        if self._kernels and self._network.has_kernels_for(0):
             self._runner.capture()
 
     @torch.no_grad()
@@ -139,7 +142,7 @@ class DecoderModel:
 
     def _cut(self, jobs: Sequence[ImageJob], rows: Sequence[tuple[Owner, Tensor]]) -> dict[Owner, tuple[CutMask, ...]]:
         """The masks of each prompt whose job asks for them, on a GPU."""
-        if self.device.type != "cuda":
+        if not self._kernels:
             return {}
         asked = [(owner, logits, cut) for owner, logits in rows if (cut := jobs[owner[0]].cut) is not None]
         uncut = [
@@ -152,7 +155,7 @@ class DecoderModel:
 
     def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
         network = self._network
-        if network.has_kernels_for(tile.kinds.shape[1]):
+        if self._kernels and network.has_kernels_for(tile.kinds.shape[1]):
             return self._runner.run(tile, sources)
         tokens = network.embed(self._to_device(tile.coords), self._to_device(tile.kinds))
         jagged = nested_tensor_from_jagged(tokens, self._to_device(tile.offsets))

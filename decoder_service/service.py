@@ -131,7 +131,7 @@ class DecoderService:
             sha256=settings.sha256,
             cache_dir=settings.cache_dir,
         )
-        model = DecoderModel(loaded.sam, self._device, settings.precision, self._forward_prompts)
+        model = DecoderModel(loaded.sam, self._device, settings.precision, self._forward_prompts, settings.kernels)
         model.capture()
         model.decode([_warm_up_job()])
         info = ModelInfo(

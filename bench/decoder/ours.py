@@ -24,7 +24,7 @@ class Ours:
     """Jobs on prepared embeddings, one for each scene."""
 
     def __init__(self, sam: Sam, scenes: Sequence[Scene], device: torch.device, precision: str, prompts: int) -> None:
-        self.model = DecoderModel(sam, device, "bf16" if precision == "bf16" else "fp32", prompts)
+        self.model = DecoderModel(sam, device, "bf16" if precision == "bf16" else "fp32", prompts, kernels=True)
         self.model.capture()
         self._prompts = prompts
         self._prepared = {id(scene): self.model.prepare(scene.embedding) for scene in scenes}

@@ -34,14 +34,14 @@ def jagged_tensors_work(no_gradients: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def captured() -> DecoderModel:
-    model = DecoderModel(random_sam(), GPU, "bf16", max_prompts_per_forward=8)
+    model = DecoderModel(random_sam(), GPU, "bf16", max_prompts_per_forward=8, kernels=True)
     model.capture()
     return model
 
 
 @pytest.fixture(scope="module")
 def launched() -> DecoderModel:
-    return DecoderModel(random_sam(), GPU, "bf16", max_prompts_per_forward=8)
+    return DecoderModel(random_sam(), GPU, "bf16", max_prompts_per_forward=8, kernels=True)
 
 
 def assert_no_worse_than_pytorch(found: torch.Tensor, same: torch.Tensor, exact: torch.Tensor) -> None:
@@ -136,7 +136,7 @@ def test_bf16_strays_at_most_twice_as_far_as_the_reference_in_bf16(captured):
 
 def test_fp32_is_exact_on_a_gpu():
     job = image_job(embedding(4), SIZE, [prompt(j, SIZE, points=j, box=j % 2 == 0, mask=j == 3) for j in range(5)])
-    [answers] = DecoderModel(random_sam(), GPU, "fp32").decode([job])
+    [answers] = DecoderModel(random_sam(), GPU, "fp32", kernels=True).decode([job])
     for asked, answer in zip(job.prompts, answers, strict=True):
         single = asked.resolve(None) is Selection.SINGLE
         exact, _ = reference(job, asked, multimask=not single)
