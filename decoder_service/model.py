@@ -69,15 +69,14 @@ class DecoderModel:
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         self.max_prompts_per_forward = max_prompts_per_forward
-        self._kernels = kernels and self.device.type == "cuda"
-        self._network = Network(sam, self.device, self.dtype)
-        self._cutter = Cutter(self.device)
+        self._network = Network(sam, self.device, self.dtype, kernels)
+        self._cutter = Cutter(self.device) if kernels and self.device.type == "cuda" else None
         self._runner = TileRunner(self._network, max_prompts_per_forward)
 
     @torch.no_grad()
     def capture(self) -> None:
         """Make CUDA graphs of the usual shapes, in some seconds; without it they run launch by launch."""
-        if self._kernels and self._network.has_kernels_for(0):
+        if self._network.has_kernels_for(0):
             self._runner.capture()
 
     @torch.no_grad()
@@ -142,7 +141,7 @@ class DecoderModel:
 
     def _cut(self, jobs: Sequence[ImageJob], rows: Sequence[tuple[Owner, Tensor]]) -> dict[Owner, tuple[CutMask, ...]]:
         """The masks of each prompt whose job asks for them, on a GPU."""
-        if not self._kernels:
+        if self._cutter is None:
             return {}
         asked = [(owner, logits, cut) for owner, logits in rows if (cut := jobs[owner[0]].cut) is not None]
         uncut = [
@@ -155,7 +154,7 @@ class DecoderModel:
 
     def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
         network = self._network
-        if self._kernels and network.has_kernels_for(tile.kinds.shape[1]):
+        if network.has_kernels_for(tile.kinds.shape[1]):
             return self._runner.run(tile, sources)
         tokens = network.embed(self._to_device(tile.coords), self._to_device(tile.kinds))
         jagged = nested_tensor_from_jagged(tokens, self._to_device(tile.offsets))

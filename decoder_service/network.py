@@ -37,10 +37,12 @@ class Network:
 
     Args:
         dtype: of the transformer and upscaling; positional encodings and the small heads stay fp32.
+        kernels: use this project's, which are the faster ones for 16-bit numbers on a GPU, and are for those alone.
     """
 
-    def __init__(self, sam: Sam, device: torch.device, dtype: torch.dtype):
+    def __init__(self, sam: Sam, device: torch.device, dtype: torch.dtype, kernels: bool = False):
         self.device, self.dtype = device, dtype
+        self._has_kernels = kernels and device.type == "cuda" and dtype != torch.float32
         self._encoder = copy.deepcopy(sam.prompt_encoder).to(device).eval()
         self._heads = copy.deepcopy(sam.mask_decoder).to(device).eval()
         self._transformer = copy.deepcopy(sam.mask_decoder.transformer).to(device, dtype).eval()
@@ -51,12 +53,11 @@ class Network:
             self._kind_embeddings = torch.cat([embedding.weight for embedding in kinds])
             self._output_tokens = torch.cat([heads.iou_token.weight, heads.mask_tokens.weight])
             self.positions = encoder.get_dense_pe()[0].flatten(1).mT.to(dtype).contiguous()
-            self._painter = Painter(sam.mask_decoder.output_upscaling, device, dtype)
+            self._painter = Painter(sam.mask_decoder.output_upscaling, device, dtype, self._has_kernels)
 
     def has_kernels_for(self, prompt_tokens: int) -> bool:
-        """Whether `AddressedPixels` are the faster ones: 16-bit numbers on a GPU, and not too many tokens."""
-        few = OUTPUT_TOKENS + prompt_tokens <= MOST_ABSORBED_TOKENS
-        return self.device.type == "cuda" and self.dtype != torch.float32 and few
+        """Whether `AddressedPixels` take prompts of so many tokens."""
+        return self._has_kernels and OUTPUT_TOKENS + prompt_tokens <= MOST_ABSORBED_TOKENS
 
     def prepare(self, embedding: Tensor) -> PreparedEmbedding:
         """See `DecoderModel.prepare`."""

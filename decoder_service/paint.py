@@ -21,9 +21,13 @@ PIXELS_AT_ONCE = 1024
 
 
 class Painter:
-    """`MaskDecoder.output_upscaling`, its convolutions as linear layers, in a dtype on a device."""
+    """`MaskDecoder.output_upscaling`, its convolutions as linear layers, in a dtype on a device.
 
-    def __init__(self, upscaling: Any, device: torch.device, dtype: torch.dtype):
+    Args:
+        kernel: use this project's, for 16-bit numbers on a GPU.
+    """
+
+    def __init__(self, upscaling: Any, device: torch.device, dtype: torch.dtype, kernel: bool = False):
         first, norm, _, second, _ = upscaling
 
         def cast(tensor: Tensor) -> Tensor:
@@ -32,7 +36,7 @@ class Painter:
         self._weight1, self._bias1 = cast(_as_linear(first)), cast(first.bias)
         self._weight2, self._bias2 = cast(_as_linear(second)), cast(second.bias)
         self._norm, self._eps = (cast(norm.weight), cast(norm.bias)), norm.eps
-        self._has_kernel = device.type == "cuda" and dtype != torch.float32
+        self._has_kernel = kernel
 
     def paint(self, pixels: Tensor, hyper: Tensor) -> Tensor:
         """Upscale pixels and weigh their channels.
