@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.row_file import RESULTS
+from bench.row_file import RESULTS, Row, read_rows, select_rows
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench/README.md")
@@ -31,6 +31,22 @@ def write_sections(document: str, benchmark: str, build: Callable[[str], str]) -
         return f"<!-- {benchmark}: {filters} -->\n\n{build(filters)}\n<!-- end of {benchmark} -->\n"
 
     return pattern.sub(section, document)
+
+
+def collector(
+    benchmark: str, kind: type[Row], build_tables: Callable[[Sequence[Row]], str]
+) -> Callable[[Sequence[Path], Path], dict[Path, str]]:
+    """For `write_files`: what documents say with the tables of a benchmark's rows, of all its CSVs."""
+
+    def collect(documents: Sequence[Path], results: Path) -> dict[Path, str]:
+        rows = [row for path in sorted(results.glob(f"{benchmark}-*.csv")) for row in read_rows(kind, path)]
+
+        def build(filters: str) -> str:
+            return build_tables(select_rows(kind, rows, filters))
+
+        return {path: write_sections(path.read_text(), benchmark, build) for path in documents}
+
+    return collect
 
 
 def write_files(

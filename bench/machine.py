@@ -1,5 +1,6 @@
-"""What a row of results says of the run it comes from."""
+"""What a row of results says of the run it comes from, and what benchmarks ask of their command lines."""
 
+import argparse
 import importlib.metadata
 import shlex
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,13 @@ from bench.commit import read_commit
 
 # Options that decide no figure.
 UNPUBLISHED = ("--commit", "--results", "--limit-seconds", "--held-out", "--trace", "--profile-top", "--log")
+
+
+def positive(text: str) -> int:
+    """An option's whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def describe_machine(program: str, device: torch.device, commit: str, arguments: Sequence[str]) -> dict[str, str]:

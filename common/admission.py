@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from splitsam.common.errors import DeadlineTooShort, QueueFull, ServiceError
+from splitsam.common.errors import DeadlineTooShort, QueueFull, ServiceError, bounded_retry_s
 from splitsam.common.fair_queue import FairQueue, Lane, Place
 from splitsam.common.service_time import ServiceTime
 
@@ -15,7 +15,6 @@ Item = TypeVar("Item")
 # falls with everyone who was not and rises with everyone who was, to about one in a hundred; an empty queue resets it.
 _LEAST_SHARE, _FIRST_SHARE, _LARGEST_SHARE = 0.3, 0.7, 0.9
 _FALL, _RISE = 0.9, 0.0005
-_LEAST_RETRY_S, _LONGEST_RETRY_S = 0.05, 30.0
 
 
 class Admission(Generic[Item]):
@@ -67,7 +66,7 @@ class Admission(Generic[Item]):
         late_s = time.monotonic() + wait_s + own_s - deadline_s
         if late_s > 0:
             message = f"takes about {own_s:.1f} s after {wait_s:.1f} s in the queue, longer than the deadline leaves"
-            return DeadlineTooShort(message, retry_delay_s=_clamp(late_s))
+            return DeadlineTooShort(message, retry_delay_s=bounded_retry_s(late_s))
         return None
 
     def find_lateness(self, lane: Lane, latest_start_s: float, deadline_s: float) -> ServiceError | None:
@@ -92,14 +91,10 @@ class Admission(Generic[Item]):
 
     def retry_s(self) -> float:
         """About when what waits now will have been served."""
-        return _clamp(self._wait_s(self._queue.weight, self._max_weight))
+        return bounded_retry_s(self._wait_s(self._queue.weight, self._max_weight))
 
     def _wait_s(self, ahead: int, weight: int) -> float:
         """From now to the start of an entry's batch: what is left of the running one, and the full ones before it."""
         running_s = max(0.0, (self._busy_until_s or 0.0) - time.monotonic())
         batches = (ahead + min(weight, self._max_weight) - 1) // self._max_weight if ahead else 0
         return running_s + batches * self._times.estimate(self._max_weight)
-
-
-def _clamp(retry_s: float) -> float:
-    return min(_LONGEST_RETRY_S, max(_LEAST_RETRY_S, retry_s))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from splitsam.common.errors import Unauthenticated
-from splitsam.common.settings import SettingsProblem
+from splitsam.common.settings import SettingsProblem, read_words
 
 DEFAULT_TENANT = "default"
 
@@ -30,14 +30,7 @@ class Authenticator:
         if path is None:
             return cls()
         tenants: dict[str, str] = {}
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsProblem(f"tokens_file: {error}") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            words = line.split()
+        for number, words in read_words("tokens_file", path):
             if len(words) != 2 or len(words[1]) < 16 or words[1] in tenants:
                 raise SettingsProblem(
                     f"tokens_file: line {number} is not 'tenant token' with a new token of 16 or more"

@@ -1,6 +1,6 @@
 """The exceptions a service may raise; each carries its gRPC code, stable reason and retry delay as data.
 
-One interceptor (`interceptor.py`) turns them into `google.rpc.Status`; nothing else calls `abort`.
+`observed.py` turns them into `google.rpc.Status`, as `status.py` writes it; nothing else calls `abort`.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,14 @@ class FieldViolation:
 
     field: str
     description: str
+
+
+_LEAST_RETRY_S, _LONGEST_RETRY_S = 0.05, 30.0
+
+
+def bounded_retry_s(estimate_s: float) -> float:
+    """When a caller is told to come again: estimates of almost nothing, or of minutes, are not worth following."""
+    return min(_LONGEST_RETRY_S, max(_LEAST_RETRY_S, estimate_s))
 
 
 class ServiceError(Exception):

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitsam.common.errors import QueueFull, QuotaExceeded
-from splitsam.common.settings import ServiceSettings, SettingsProblem
+from splitsam.common.errors import QueueFull, QuotaExceeded, bounded_retry_s
+from splitsam.common.settings import ServiceSettings, SettingsProblem, read_words
 
-_LEAST_RETRY_S, _LONGEST_RETRY_S = 0.05, 30.0
 _SMOOTHING = 0.1
 _ROUNDING_S = 1e-6
 
@@ -75,10 +74,10 @@ class Quotas:
             raise QueueFull(f"{self._max_calls} calls are in progress already", retry_delay_s=1.0)
         if quota.requests_in_flight and use.running >= quota.requests_in_flight:
             message = f"{quota.requests_in_flight} requests of this tenant are in progress, as many as may be"
-            raise QuotaExceeded(message, retry_delay_s=_clamp(use.call_s / use.running))
+            raise QuotaExceeded(message, retry_delay_s=bounded_retry_s(use.call_s / use.running))
         if (wait_s := _wait_s(quota, use)) > _ROUNDING_S:
             message = f"this tenant may send {quota.requests_per_s:g} requests a second"
-            raise QuotaExceeded(message, retry_delay_s=_clamp(wait_s))
+            raise QuotaExceeded(message, retry_delay_s=bounded_retry_s(wait_s))
 
     @contextlib.contextmanager
     def admitted(self, tenant: str) -> Iterator[None]:
@@ -116,15 +115,9 @@ def read_quotas(path: Path | None) -> dict[str, Quota]:
     if path is None:
         return {}
     quotas: dict[str, Quota] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsProblem(f"quotas_file: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for number, words in read_words("quotas_file", path):
         try:
-            tenant, per_s, in_flight = line.split()
+            tenant, per_s, in_flight = words
             quota = Quota(float(per_s), int(in_flight))
             if tenant in quotas or not 0 <= quota.requests_per_s <= 10**6 or quota.requests_in_flight < 0:
                 raise ValueError
@@ -146,7 +139,3 @@ def _wait_s(quota: Quota, use: _Use) -> float:
 def _pay(quota: Quota, use: _Use) -> None:
     if quota.requests_per_s:
         use.paid_until_s = max(use.paid_until_s, time.monotonic()) + 1 / quota.requests_per_s
-
-
-def _clamp(retry_s: float) -> float:
-    return min(_LONGEST_RETRY_S, max(_LEAST_RETRY_S, retry_s))

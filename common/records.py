@@ -31,6 +31,11 @@ class Size:
     width: int
     height: int
 
+    @property
+    def rows_columns(self) -> tuple[int, int]:
+        """(height, width), the order of arrays."""
+        return self.height, self.width
+
 
 @dataclass(frozen=True)
 class RecordHeader:

@@ -37,6 +37,19 @@ def _check_redis_url(url: str) -> None:
         ) from None
 
 
+def read_words(setting: str, path: Path) -> list[tuple[int, list[str]]]:
+    """The words of each line of a file and its number; blank lines and those that begin with # are skipped.
+
+    Raises:
+        SettingsProblem: the file cannot be read; the message begins with the setting that names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsProblem(f"{setting}: {error}") from error
+    return [(i, line.split()) for i, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
+
+
 class ServiceSettings(BaseSettings):
     """Settings that both services have; a subclass names its environment prefix."""
 

@@ -130,8 +130,8 @@ class Everything:
         header = embedding.header
         job = ImageJob(
             embedding=embedding.prepared,
-            original_size=(header.image_size.height, header.image_size.width),
-            input_size=(header.input_size.height, header.input_size.width),
+            original_size=header.image_size.rows_columns,
+            input_size=header.input_size.rows_columns,
             prompts=(),
             selection=Selection.ALL,
             cut=Cut(request.output.mask_threshold, request.thresholds.stability_offset),

@@ -11,7 +11,7 @@ from splitsam.common.batcher import Batcher, Lane, Served
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import RecordHeader, Size
+from splitsam.common.records import RecordHeader
 from splitsam.common.tasks import gather_or_cancel
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import Embedding, EmbeddingStore
@@ -88,7 +88,7 @@ class Predictor:
         for index, (image, embedding) in enumerate(zip(request.images, embeddings, strict=True)):
             size = embedding.header.image_size
             validate_in_image(image, index, width=size.width, height=size.height)
-        sizes = [_rows_columns(embedding.header.image_size) for embedding in embeddings]
+        sizes = [embedding.header.image_size.rows_columns for embedding in embeddings]
         check_reply_can_fit(request, sizes, self._max_reply_bytes)
         resolved = await gather_or_cancel(
             self._resolve(tenant, key, image) for key, image in zip(keys, request.images, strict=True)
@@ -133,8 +133,8 @@ class Predictor:
         jobs = [
             ImageJob(
                 embedding=embedding.prepared,
-                original_size=_rows_columns(embedding.header.image_size),
-                input_size=_rows_columns(embedding.header.input_size),
+                original_size=embedding.header.image_size.rows_columns,
+                input_size=embedding.header.input_size.rows_columns,
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
                 cut=Cut(output.mask_threshold),
@@ -160,7 +160,7 @@ class Predictor:
         budget: ReplyBudget,
     ) -> ImageMasks:
         """One image's masks in the formats asked for, made on a thread."""
-        input_size, original_size = _rows_columns(header.input_size), _rows_columns(header.image_size)
+        input_size, original_size = header.input_size.rows_columns, header.image_size.rows_columns
 
         def write(answer: PromptLogits) -> tuple[Mask, ...]:
             masks = []
@@ -193,7 +193,3 @@ class Predictor:
             return tuple(await gather_or_cancel(keep(mask, index) for index, mask in enumerate(masks)))
         except CacheUnavailable:
             return masks
-
-
-def _rows_columns(size: Size) -> tuple[int, int]:
-    return size.height, size.width

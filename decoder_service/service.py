@@ -140,9 +140,18 @@ class DecoderService:
             demonstration=loaded.demonstration,
             precision=settings.precision,
             device=describe_device(self._device),
-            notes=loaded.notes,
+            notes=(*loaded.notes, *kernel_notes(settings, self._device)),
         )
         return model, info
+
+
+def kernel_notes(settings: DecoderSettings, device: torch.device) -> tuple[str, ...]:
+    """What `kernels` asks for and is not there."""
+    if not settings.kernels or (device.type == "cuda" and settings.precision == "bf16"):
+        return ()
+    if device.type == "cuda":
+        return ("kernels: in fp32 they cut masks alone; decoding with them needs --precision bf16",)
+    return ("kernels: they need a CUDA GPU, and are not used",)
 
 
 def _warm_up_job() -> ImageJob:

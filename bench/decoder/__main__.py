@@ -20,7 +20,7 @@ import torch
 
 from bench.decoder.measure import SCENARIOS, Options, measure
 from bench.decoder.rows import Row, describe_row
-from bench.machine import describe_machine
+from bench.machine import describe_machine, positive
 from bench.row_file import RESULTS, ResultsFile, results_path
 from splitsam.common.device import choose_device
 from splitsam.common.settings import SettingsProblem
@@ -32,24 +32,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), help="unset: fp32, on a GPU bf16 too")
-    parser.add_argument("--images", type=_positive, help="in a ragged batch; unset: 32 on a GPU, 2 on a CPU")
-    parser.add_argument("--clicks", type=_positive, help="on one of these, at most; unset: 40, on a CPU 4")
-    parser.add_argument("--side", type=_positive, help="points along everything's grid; unset: 32, on a CPU 4")
-    parser.add_argument("--forward", type=_positive, help="prompts in one forward pass; unset: 64, on a CPU 4")
+    parser.add_argument("--images", type=positive, help="in a ragged batch; unset: 32 on a GPU, 2 on a CPU")
+    parser.add_argument("--clicks", type=positive, help="on one of these, at most; unset: 40, on a CPU 4")
+    parser.add_argument("--side", type=positive, help="points along everything's grid; unset: 32, on a CPU 4")
+    parser.add_argument("--forward", type=positive, help="prompts in one forward pass; unset: 64, on a CPU 4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
     parser.add_argument("--seconds", type=float, default=4.0, help="for timing a row, at most (three calls at least)")
-    parser.add_argument("--calls", type=_positive, default=1000, help="timed for a row, at most")
+    parser.add_argument("--calls", type=positive, default=1000, help="timed for a row, at most")
     parser.add_argument("--limit-seconds", type=float, default=math.inf, help="leave out rows that would end later")
     parser.add_argument("--log", type=Path, help="write what is printed here, too")
     parser.add_argument("--commit", default="", help="what the CSV names, where there is no git")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -8,11 +8,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.decoder.rows import Row
-from bench.documents import write_files, write_sections
-from bench.row_file import read_rows, select_rows
+from bench.documents import collector, write_files
 
 _COLUMNS = ("scenario", "decoder", "images", "prompts", "ms p50 / p99", "prompts/s", "x of the original", "peak MiB")
 _MASK_COLUMNS = ("mask mIoU", "flips", "masks")
@@ -48,14 +46,7 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
 
 
-def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
-    """What every document should say."""
-    rows = [row for path in sorted(results.glob("decoder-*.csv")) for row in read_rows(Row, path)]
-
-    def build(filters: str) -> str:
-        return build_tables(select_rows(Row, rows, filters))
-
-    return {path: write_sections(path.read_text(), "decoder", build) for path in documents}
+collect_files = collector("decoder", Row, build_tables)
 
 
 def main(arguments: Sequence[str]) -> None:

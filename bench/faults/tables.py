@@ -6,11 +6,9 @@ python -m bench.faults.tables --check     # changes nothing; fails when somethin
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench.documents import write_files, write_sections
+from bench.documents import collector, write_files
 from bench.faults.rows import Row
-from bench.row_file import read_rows
 
 _HEAD = ("fault", "lasted s", "calls", "wrong masks", "hangs", "crashes", "library errors", "raw errors", "normal s")
 
@@ -29,10 +27,7 @@ def build_table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *where, "", *runs]) + "\n"
 
 
-def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
-    """What every document should say."""
-    rows = [row for path in sorted(results.glob("faults-*.csv")) for row in read_rows(Row, path)]
-    return {path: write_sections(path.read_text(), "faults", lambda _filters: build_table(rows)) for path in documents}
+collect_files = collector("faults", Row, build_table)
 
 
 def main(arguments: Sequence[str]) -> None:

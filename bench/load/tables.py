@@ -8,11 +8,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench.documents import write_files, write_sections
+from bench.documents import collector, write_files
 from bench.load.rows import ALLOWED_FACTOR, Row, allowed_ms
-from bench.row_file import read_rows, select_rows
 
 _COLUMNS = (
     "phase",
@@ -87,14 +85,7 @@ def _figures(*values: float | None) -> str:
     return " / ".join("-" if value is None else f"{value:.4g}" for value in values)
 
 
-def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
-    """What every document should say."""
-    rows = [row for path in sorted(results.glob("load-*.csv")) for row in read_rows(Row, path)]
-
-    def build(filters: str) -> str:
-        return build_tables(select_rows(Row, rows, filters))
-
-    return {path: write_sections(path.read_text(), "load", build) for path in documents}
+collect_files = collector("load", Row, build_tables)
 
 
 def main(arguments: Sequence[str]) -> None:

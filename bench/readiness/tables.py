@@ -8,11 +8,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench.documents import write_files, write_sections
+from bench.documents import collector, write_files
 from bench.readiness.rows import Row
-from bench.row_file import read_rows, select_rows
 
 _COLUMNS = ("model", "precision", "batch sizes", "ready s, cold", "ready s, warm", "encodes ms, first / next")
 
@@ -44,14 +42,7 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
 
 
-def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
-    """What every document should say."""
-    rows = [row for path in sorted(results.glob("readiness-*.csv")) for row in read_rows(Row, path)]
-
-    def build(filters: str) -> str:
-        return build_tables(select_rows(Row, rows, filters))
-
-    return {path: write_sections(path.read_text(), "readiness", build) for path in documents}
+collect_files = collector("readiness", Row, build_tables)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.machine import describe_machine
+from bench.machine import describe_machine, positive
 from bench.pruning import Sources
 from bench.row_file import RESULTS, ResultsFile, results_path
 from bench.waterfall.measure import Options, Waterfall
@@ -45,19 +45,13 @@ def describe_row(row: Row) -> str:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.waterfall", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     every_rung = " ".join(LADDERS["end_to_end"])
     parser.add_argument("--model", choices=ARCHITECTURES, required=True)
-    parser.add_argument("--batches", type=_positive, nargs="+", default=[1, 4, 16], help="images in a forward pass")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4, 16], help="images in a forward pass")
     parser.add_argument("--rungs", nargs="+", help=f"rows to measure, each built on all before it: {every_rung}")
     parser.add_argument("--scope", choices=LADDERS, default="encoder")
     parser.add_argument("--checkpoint", help="trained weights: path or URL; otherwise vit_t's own, or random ones")
@@ -71,11 +65,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--scenes", type=int, default=32, help="drawn scenes to compare masks on, trained weights only")
     parser.add_argument("--held-out", type=Path, default=Path("out/held_out.npz"), help="where drawn scenes are kept")
-    parser.add_argument("--prompts", type=_positive, default=8, help="end_to_end: clicks an image, on average")
+    parser.add_argument("--prompts", type=positive, default=8, help="end_to_end: clicks an image, on average")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
     parser.add_argument("--seconds", type=float, default=4.0, help="for timing a row, at most")
-    parser.add_argument("--calls", type=_positive, default=200, help="timed for a row, at most")
+    parser.add_argument("--calls", type=positive, default=200, help="timed for a row, at most")
     parser.add_argument("--limit-seconds", type=float, default=math.inf, help="leave out rows that would end later")
     parser.add_argument("--trace", type=Path, help="write the last row's profiler trace here, for ui.perfetto.dev")
     parser.add_argument("--profile-top", type=int, default=0, help="print that many kernels of the last row")

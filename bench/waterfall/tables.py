@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.documents import write_files, write_sections
-from bench.row_file import read_rows, select_rows
+from bench.documents import collector, write_files
+from bench.row_file import read_rows
 from bench.waterfall.chart import draw_chart
 from bench.waterfall.rows import BASELINE, Row
 from splitsam.common.architectures import ARCHITECTURES
@@ -97,12 +97,7 @@ def build_charts(results: Path) -> dict[Path, str]:
 
 def collect_files(documents: Sequence[Path], results: Path) -> dict[Path, str]:
     """What every document and chart should say."""
-    rows = [row for path in sorted(results.glob("waterfall-*.csv")) for row in read_rows(Row, path)]
-
-    def build(filters: str) -> str:
-        return build_tables(select_rows(Row, rows, filters))
-
-    return {path: write_sections(path.read_text(), "waterfall", build) for path in documents} | build_charts(results)
+    return collector("waterfall", Row, build_tables)(documents, results) | build_charts(results)
 
 
 def main(arguments: Sequence[str]) -> None:

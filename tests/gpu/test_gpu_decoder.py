@@ -1,5 +1,6 @@
 """The decoder on a GPU: its kernels, its graphs without a wait for the host, and the masks it cuts."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -185,3 +186,17 @@ def test_masks_cut_on_a_gpu_are_those_of_the_cpu(room: int):
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None
         assert mask.box == box
         assert mask.stability_score == pytest.approx(stability, abs=1e-3)
+
+
+def test_no_kernel_runs_unasked(monkeypatch: pytest.MonkeyPatch):
+    def unasked(*_: object) -> None:
+        raise AssertionError("a kernel ran without --kernels")
+
+    for name in ("read_pixels", "write_pixels", "paint_logits", "cut_masks"):
+        monkeypatch.setattr(f"splitsam.kernels.{name}.{name}", unasked)
+    model = DecoderModel(random_sam(), GPU, "bf16", max_prompts_per_forward=8)
+    model.capture()
+    job = dataclasses.replace(image_job(embedding(0), SIZE, [prompt(0, SIZE, points=1)]), cut=Cut())
+    [[answer]] = model.decode([job])
+    assert answer.cut is None
+    assert answer.logits.isfinite().all()
