@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitsam.client.errors import SplitsamError
-from splitsam.client.rle import decode_rle
+from splitsam.common.rle import decode_rle
 
 ImageSource = bytes | str | Path
 LOW_RES_SHAPE = (256, 256)

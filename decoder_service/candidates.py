@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitsam.decoder_service.cutting import CutMask
+from splitsam.decoder_service.cutting import Cut, CutMask
 from splitsam.decoder_service.masks import Bitmap, cut_masks
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -36,6 +36,10 @@ class Thresholds:
     box_nms: float = 0.7
     crop_nms: float = 0.7
     min_region_area_px: int = 0
+
+    def cut(self, mask_threshold: float) -> Cut:
+        """What a GPU need cut for them."""
+        return Cut(mask_threshold, self.stability_offset, self.predicted_iou if self.predicted_iou > 0 else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class Candidate:
 
     @property
     def size_bytes(self) -> int:
-        return len(self.inside) if self.cut is None else self.cut.boundaries.nbytes
+        return len(self.inside) if self.cut is None else len(self.cut.rle)
 
     def to_bitmap(self, size: tuple[int, int]) -> Bitmap:
         """[height, width] bitmap of 0 and 1, for an image of (height, width)."""
@@ -89,7 +93,7 @@ def sift(
         return [
             Candidate(point, index, iou, mask.stability_score, mask.box, cut=mask)
             for mask, index, iou in made
-            if mask.box is not None and mask.stability_score >= thresholds.stability_score
+            if mask is not None and mask.box is not None and mask.stability_score >= thresholds.stability_score
         ]
     cut = cut_masks(
         answer.logits[likely],

@@ -1,21 +1,25 @@
-"""Masks of many prompts cut on the GPU at once; what reaches the host is their measures and run boundaries."""
+"""Masks of many prompts cut on the GPU at once; what reaches the host is their measures and run lengths."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-# A mask of a picture at 1080p has one to four thousand boundaries; what exceeds the room is fetched as bits.
-BOUNDARIES_PER_MASK = 4096
+from splitsam.common.rle import decode_rle
+from splitsam.decoder_service.transfers import Download, upload
+
 BITS_AT_ONCE = 256 * 2**20
+# Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.
+BOUNDARIES_AT_ONCE = 32 * 2**20
+# A run takes one or two characters as a rule; what exceeds this is fetched in a second copy.
+CHARACTERS_PER_RUN = 2
 TABLES_KEPT = 64
 _WORD = 32
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -25,65 +29,47 @@ class Cut:
     Args:
         threshold: of the mask.
         stability_offset: how far above and below it the two masks of the stability score are cut.
+        above_iou: cut only masks whose predicted IoU is above this; None for all.
     """
 
     threshold: float = 0.0
     stability_offset: float = 1.0
+    above_iou: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class CutMask:
-    """A mask of the upright image by its boundaries: about 10 kB at 1080p.
+    """A mask of the upright image.
 
     Args:
         size: (height, width) in pixels.
-        boundaries: int32, ascending positions y + x height of pixels that differ from the one before; the one before
-            the first is outside.
+        rle: COCO's compressed run lengths.
         area_px: pixels inside.
         box: pixels x0, y0, x1, y1, the last two exclusive; None for an empty mask.
     """
 
-    size: tuple[int, int]
-    boundaries: npt.NDArray[np.int32]
+    size: Size
+    rle: bytes
     area_px: int
     box: tuple[int, int, int, int] | None
     stability_score: float
 
-    def encode_rle(self) -> str:
-        """COCO's compressed run lengths."""
-        height, width = self.size
-        runs = np.diff(self.boundaries, prepend=0, append=height * width)
-        rle = coco_mask.frPyObjects({"counts": runs.astype(np.uint32), "size": [height, width]}, height, width)
-        counts: bytes = rle["counts"]
-        return counts.decode("ascii")
-
     def to_bitmap(self) -> npt.NDArray[np.uint8]:
         """[height, width] of 0 and 1."""
-        height, width = self.size
-        flat = np.zeros(height * width, np.uint8)
-        edges = (
-            np.append(self.boundaries, height * width).tolist()
-            if len(self.boundaries) % 2
-            else self.boundaries.tolist()
-        )
-        for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            flat[start:stop] = 1
-        return np.asarray(cv2.transpose(flat.reshape(width, height)), np.uint8)
+        return decode_rle(self.size, self.rle.decode("ascii")).view(np.uint8)
 
 
-@dataclass(frozen=True, eq=False)
-class Uncut:
-    """Logits on the way to a mask.
+@dataclass(frozen=True)
+class Canvas:
+    """Onto what the logits of an image are cut.
 
     Args:
-        logits: [256, 256] float32, contiguous, on the device.
         input_size: (height, width) of the resized image inside the padded 1024 x 1024 input.
         original_size: (height, width) of the upright image.
     """
 
-    logits: Tensor
-    input_size: tuple[int, int]
-    original_size: tuple[int, int]
+    input_size: Size
+    original_size: Size
     cut: Cut
 
 
@@ -92,56 +78,68 @@ class Cutter:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._tables: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._tables: OrderedDict[Size, Tensor] = OrderedDict()
 
-    def cut(self, masks: Sequence[Uncut], boundaries_per_mask: int = BOUNDARIES_PER_MASK) -> list[CutMask]:
-        """Each mask, in order; waits for the device once for each 256 MiB of bits."""
-        return [mask for piece in _pieces(masks) for mask in self._cut(piece, boundaries_per_mask)]
+    def cut(
+        self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]
+    ) -> list[CutMask]:
+        """Each mask, in order; waits for the device twice for each 256 MiB of bits.
 
-    def _cut(self, masks: Sequence[Uncut], boundaries_per_mask: int) -> list[CutMask]:
-        from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
-
-        sizes = [mask.original_size for mask in masks]
-        words = [-(-height // _WORD) for height, _ in sizes]
-        columns = np.cumsum([0, *(width for _, width in sizes)])
-        starts = np.cumsum([0, *(width * count for (_, width), count in zip(sizes, words, strict=True))])
-        bits = torch.empty(int(starts[-1]), dtype=torch.int32, device=self._device)
-        tables = [self._find_tables(mask) for mask in masks]
-        plan = np.array(
-            [
-                (
-                    mask.logits.data_ptr(),
-                    rows.data_ptr(),
-                    cols.data_ptr(),
-                    bits.data_ptr() + 4 * start,
-                    first,
-                    *size,
-                    count,
-                )
-                for mask, (rows, cols), start, first, size, count in zip(
-                    masks, tables, starts[:-1].tolist(), columns[:-1].tolist(), sizes, words, strict=True
-                )
-            ],
-            np.int64,
-        )
-        thresholds = np.array([(mask.cut.threshold, mask.cut.stability_offset) for mask in masks], np.float32)
-        found = cut_masks(self._upload(plan), self._upload(thresholds), sizes, boundaries_per_mask * len(masks))
-        ends = found.ends[self._upload(columns[1:] - 1)]
-        measures, last, boundaries = self._download(found.measures, ends, found.boundaries)
+        Args:
+            addresses: [M], of logits [256, 256] float32, contiguous, on the device, which the caller keeps.
+            canvas_of: [M], index of each mask's canvas.
+        """
+        sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
         made = []
-        begin = 0
-        for i, (size, end) in enumerate(zip(sizes, last.tolist(), strict=True)):
-            if end <= len(boundaries):
-                own = boundaries[begin:end].copy()
-            else:
-                own = _find_boundaries(bits[int(starts[i]) : int(starts[i + 1])].cpu().numpy(), size)
-            made.append(_describe(size, own, measures[i].tolist()))
-            begin = end
+        for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE):
+            made += self._cut(addresses[piece], canvas_of[piece], sizes[piece], canvases)
         return made
 
-    def _find_tables(self, mask: Uncut) -> tuple[Tensor, Tensor]:
+    def _cut(
+        self,
+        addresses: npt.NDArray[np.int64],
+        canvas_of: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+        canvases: Sequence[Canvas],
+    ) -> list[CutMask]:
+        from splitsam.kernels.cut_masks import cut_masks, place_boundaries  # Triton is on Linux alone
+        from splitsam.kernels.encode_runs import encode_runs
+
+        used, place = np.unique(canvas_of, return_inverse=True)
+        tables = [self._find_tables(canvases[i]) for i in used.tolist()]
+        cuts = [canvases[i].cut for i in used.tolist()]
+        words = _words(sizes[:, 0])
+        columns, starts = _begins(sizes[:, 1]), _begins(sizes[:, 1] * words)
+        bits = torch.empty(int(starts[-1]), dtype=torch.int32, device=self._device)
+        plan = np.empty((len(addresses), 8), np.int64)
+        plan[:, 0] = addresses
+        plan[:, 1:3] = np.array([[table.data_ptr() for table in pair] for pair in tables])[place]
+        plan[:, 3] = bits.data_ptr() + 4 * starts[:-1]
+        plan[:, 4] = columns[:-1]
+        plan[:, 5:7] = sizes
+        plan[:, 7] = words
+        thresholds = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32)[place]
+        on_device = upload(plan, self._device)
+        found = cut_masks(on_device, upload(thresholds, self._device), sizes)
+        [measures] = Download(found.measures).wait()
+        made: list[CutMask] = []
+        counts = measures[:, 7].astype(np.int64)
+        before = _begins(counts)
+        for piece in _pieces(counts, BOUNDARIES_AT_ONCE):
+            base, end = int(before[piece.start]), int(before[piece.stop])
+            boundaries = place_boundaries(on_device[piece], found.ends, sizes[piece], base, end - base)
+            runs = encode_runs(on_device[piece], found.measures[piece], found.ends, boundaries, base)
+            room = CHARACTERS_PER_RUN * (end - base + len(runs.spans))
+            spans, text = Download(runs.spans, runs.text[:room]).wait()
+            used_bytes = int(spans.sum(1).max())
+            if used_bytes > room:
+                [text] = Download(runs.text[:used_bytes]).wait()
+            made += _describe(sizes[piece], measures[piece], spans, text.tobytes())
+        return made
+
+    def _find_tables(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
         rows, columns = (
-            self._find_table(kept, length) for kept, length in zip(mask.input_size, mask.original_size, strict=True)
+            self._find_table(kept, length) for kept, length in zip(canvas.input_size, canvas.original_size, strict=True)
         )
         return rows, columns
 
@@ -150,51 +148,37 @@ class Cutter:
 
         table = self._tables.get((kept, length))
         if table is None:
-            table = self._tables[kept, length] = self._upload(axis_taps(kept, length))
+            table = self._tables[kept, length] = upload(axis_taps(kept, length), self._device)
         self._tables.move_to_end((kept, length))
         while len(self._tables) > TABLES_KEPT:
             self._tables.popitem(last=False)
         return table
 
-    def _upload(self, array: npt.NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
-    def _download(self, *tensors: Tensor) -> list[npt.NDArray[np.int32]]:
-        if self._device.type != "cuda":
-            return [tensor.numpy() for tensor in tensors]
-        hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for host, tensor in zip(hosts, tensors, strict=True):
-            host.copy_(tensor, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own lacks types
-        done.record()
-        done.synchronize()
-        return [host.numpy() for host in hosts]
+def _words(heights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return -(-heights // _WORD)
 
 
-def _pieces(masks: Sequence[Uncut]) -> Iterator[Sequence[Uncut]]:
-    """Runs of masks whose bits fit together."""
-    start, size_bytes = 0, 0
-    for i, mask in enumerate(masks):
-        height, width = mask.original_size
-        own_bytes = 4 * width * -(-height // _WORD)
-        if i > start and size_bytes + own_bytes > BITS_AT_ONCE:
-            yield masks[start:i]
-            start, size_bytes = i, 0
-        size_bytes += own_bytes
-    if start < len(masks):
-        yield masks[start:]
+def _begins(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of things that follow one another begins, and the last one ends."""
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _describe(size: tuple[int, int], boundaries: npt.NDArray[np.int32], measures: list[int]) -> CutMask:
-    area, inner, outer, from_right, from_bottom, x1, y1, _ = measures
-    box = (size[1] - from_right, size[0] - from_bottom, x1, y1) if area else None
-    return CutMask(size, boundaries, area, box, inner / max(outer, 1))
+def _pieces(sizes: npt.NDArray[np.int64], at_once: int) -> Iterator[slice]:
+    """Runs of things that fit together, and what exceeds the room alone."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + at_once, side="right")))
+        yield slice(start, stop)
+        start = stop
 
 
-def _find_boundaries(bits: npt.NDArray[np.int32], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """What the kernels would have said if there had been room."""
-    height, width = size
-    rows = np.unpackbits(bits.view(np.uint8).reshape(width, -1), axis=1, count=height, bitorder="little").ravel()
-    found: npt.NDArray[np.int32] = np.flatnonzero(np.diff(rows, prepend=np.uint8(0))).astype(np.int32)
-    return found
+def _describe(
+    sizes: npt.NDArray[np.int64], measures: npt.NDArray[np.int32], spans: npt.NDArray[np.int32], text: bytes
+) -> Iterator[CutMask]:
+    rows = zip(sizes.tolist(), measures.tolist(), spans.tolist(), strict=True)
+    for (height, width), (area, inner, outer, from_right, from_bottom, x1, y1, _), (start, length) in rows:
+        box = (width - from_right, height - from_bottom, x1, y1) if area else None
+        yield CutMask((height, width), text[start : start + length], area, box, inner / max(outer, 1))

@@ -29,7 +29,6 @@ from splitsam.decoder_service.candidates import (
     sift,
     tidy,
 )
-from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.masks import Mask, write_cut_mask, write_mask
 from splitsam.decoder_service.messages import ReplyBudget, fixed_bytes
@@ -134,7 +133,7 @@ class Everything:
             input_size=header.input_size.rows_columns,
             prompts=(),
             selection=Selection.ALL,
-            cut=Cut(request.output.mask_threshold, request.thresholds.stability_offset),
+            cut=request.thresholds.cut(request.output.mask_threshold),
         )
         if fixed_bytes(request.output.formats, job.original_size) > self._max_reply_bytes:
             raise ReplyTooLarge(f"BITS of this image exceed the {self._max_reply_bytes} bytes of a reply; ask for RLE")

@@ -19,6 +19,7 @@ from splitsam.decoder_service.addressed import AddressedPixels
 from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import Tile
 from splitsam.decoder_service.prepared import PreparedEmbedding
+from splitsam.decoder_service.transfers import upload
 
 # Points and boxes of one and two clicks: (1 point, padding), (box), (2 points, padding), (1 point, box).
 CAPTURED_TOKENS = (2, 3)
@@ -78,7 +79,7 @@ class TileRunner:
         size = next(size for size in self._sizes if size >= count)
         captured = self._graphs.get((size, tokens, masks))
         if captured is None:
-            return self._predict(self._upload(row_numbers), tokens, masks)
+            return self._predict(upload(row_numbers, self._network.device), tokens, masks)
         filled = np.concatenate([row_numbers, np.repeat(row_numbers[:1], size - count, axis=0)])
         captured.numbers.copy_(torch.from_numpy(filled).pin_memory(), non_blocking=True)
         captured.graph.replay()
@@ -87,11 +88,6 @@ class TileRunner:
         return Prediction(
             found.logits[:count].clone(), found.mask_indices[:count].clone(), found.predicted_iou[:count].clone()
         )
-
-    def _upload(self, numbers: npt.NDArray[np.int32]) -> Tensor:
-        on_host = torch.from_numpy(numbers)
-        device = self._network.device
-        return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
 
     def _predict(self, numbers: Tensor, tokens: int, masks: int) -> Prediction:
         """From the rows of `pack_numbers` on the device."""

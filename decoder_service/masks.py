@@ -1,6 +1,6 @@
 """From low-resolution logits to masks of the upright image, measured and written in the formats asked for.
 
-What a GPU has cut along the way comes as boundaries and is only written here. Elsewhere upsampling, thresholding and
+What a GPU has cut along the way comes as run lengths and is only written here. Elsewhere upsampling, thresholding and
 the counts of the stability score run on the logits' device, and one byte a pixel reaches the host. Masks are worked on
 together only up to `PIXELS_AT_ONCE`; beyond it one at a time, so a 64-megapixel image takes about 0.5 GB (float32
 logits, three comparisons) however many masks it has.
@@ -93,6 +93,8 @@ def write_masks(
     """
     if answer.cut is not None:
         for i, mask in enumerate(answer.cut):
+            if mask is None:
+                continue
             yield write_cut_mask(
                 mask,
                 output,
@@ -179,7 +181,7 @@ def write_cut_mask(
         area_px=cut.area_px,
         box=cut.box,
     )
-    rle = cut.encode_rle() if MaskFormat.RLE in output.formats else None
+    rle = cut.rle.decode("ascii") if MaskFormat.RLE in output.formats else None
     bitmap = cut.to_bitmap() if _FROM_BITMAP & set(output.formats) else None
     return _with_formats(mask, output, cut.size, rle, bitmap, logits)
 

@@ -7,26 +7,31 @@ The function is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` o
 image alone is computed once for each embedding, and projections of pixels are moved to the tokens: see `Pixels`.
 """
 
-import itertools
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
 
+from splitsam.common.architectures import LOW_RES_SIDE_PX
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
-from splitsam.decoder_service.cutting import CutMask, Cutter, Uncut
+from splitsam.decoder_service.cutting import Canvas, Cut, CutMask, Cutter
 from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.network import Network, Prediction
-from splitsam.decoder_service.packing import TOKENS_OF_SELECTION, ImageJob, Tile, pack
+from splitsam.decoder_service.packing import ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
 from splitsam.decoder_service.prepared import PreparedEmbedding
+from splitsam.decoder_service.transfers import Download
 
+LOGITS_BYTES = 4 * LOW_RES_SIDE_PX**2
 Owner = tuple[int, int]  # a job, and a prompt of it
 
 
@@ -38,13 +43,14 @@ class PromptLogits:
         mask_indices: which mask token made each: 0, or 1 to 3.
         predicted_iou: the model's own estimate for each, about 0 to 1.
         logits: [k, 256, 256] float32 of the padded input, on the model's device; a view of its tile.
-        cut: the masks themselves, where the job asked for them and the model is on a GPU.
+        cut: the masks themselves, where the job asked for them and the model is on a GPU; None in place of those
+            that it did not want.
     """
 
     mask_indices: tuple[int, ...]
     predicted_iou: tuple[float, ...]
     logits: Tensor
-    cut: tuple[CutMask, ...] | None = None
+    cut: tuple[CutMask | None, ...] | None = None
 
 
 class DecoderModel:
@@ -114,43 +120,62 @@ class DecoderModel:
 
     def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
         """As `decode`, at most `max_prompts` in one forward pass."""
-        tiles = pack(jobs, max_prompts)
-        images = {i: self._prepared(jobs[i]) for i in {i for tile in tiles for i in tile.job_of_source}}
+        images: dict[int, PreparedEmbedding] = {}
+        tiles, outputs, sources = [], [], []
         with exact_convolutions(self.device, self.dtype):
-            sources = [self._prepare_sources(tile, images) for tile in tiles]
-            outputs = [self._forward(tile, found) for tile, found in zip(tiles, sources, strict=True)]
-        rows = [
-            (owner, row if k == len(row) else row[:k])
-            for tile, output in zip(tiles, outputs, strict=True)
-            for owner, row in zip(tile.owners, output.logits.unbind(), strict=True)
-            for k in (len(_tokens_of(jobs, owner)),)
-        ]
-        cut = self._cut(jobs, rows)
-        # One copy for all tiles: the host waits for the device here, and above for what was cut, and nowhere before.
-        numbers = [torch.stack([output.mask_indices.float(), output.predicted_iou], -1).flatten() for output in outputs]
-        host = torch.cat(numbers).tolist() if numbers else []
-        widths = [tile.wanted.shape[1] for tile in tiles for _ in tile.owners]
-        answers: dict[tuple[int, int], PromptLogits] = {}
-        position = 0
-        for (owner, logits), width in zip(rows, widths, strict=True):
-            scores = host[position : position + 2 * len(logits)]
-            position += 2 * width
-            indices = tuple(int(index) for index in scores[::2])
-            answers[owner] = PromptLogits(indices, tuple(scores[1::2]), logits, cut.get(owner))
+            for tile in pack(jobs, max_prompts):  # the device computes on one while the next is packed
+                for i in tile.job_of_source:
+                    images.setdefault(i, self._prepared(jobs[i]))
+                sources.append(self._prepare_sources(tile, images))
+                outputs.append(self._forward(tile, sources[-1]))
+                tiles.append(tile)
+        if not tiles:
+            return [[] for _ in jobs]
+        # One copy for all tiles: the host waits for the device below, and for what was cut, and nowhere else.
+        numbers = [torch.stack([output.mask_indices.float(), output.predicted_iou]).flatten() for output in outputs]
+        scores = _Scores(Download(torch.cat(numbers)), [tile.wanted.shape for tile in tiles])
+        logits = [output.logits.unbind() for output in outputs]
+        cut = self._cut(jobs, tiles, outputs, scores)
+        answers: dict[Owner, PromptLogits] = {}
+        for tile, rows, masks, (indices, ious) in zip(tiles, logits, cut, scores.by_tile, strict=True):
+            width = tile.wanted.shape[1]
+            found = zip(tile.owners, tile.counts.tolist(), indices.tolist(), ious.tolist(), rows, masks, strict=True)
+            for owner, count, index, iou, row, own in found:
+                kept = row if count == width else row[:count]
+                answers[owner] = PromptLogits(tuple(index[:count]), tuple(iou[:count]), kept, own)
         return [[answers[i, j] for j in range(len(job.prompts))] for i, job in enumerate(jobs)]
 
-    def _cut(self, jobs: Sequence[ImageJob], rows: Sequence[tuple[Owner, Tensor]]) -> dict[Owner, tuple[CutMask, ...]]:
-        """The masks of each prompt whose job asks for them, on a GPU."""
-        if self._cutter is None:
-            return {}
-        asked = [(owner, logits, cut) for owner, logits in rows if (cut := jobs[owner[0]].cut) is not None]
-        uncut = [
-            Uncut(one, jobs[owner[0]].input_size, jobs[owner[0]].original_size, cut)
-            for owner, logits, cut in asked
-            for one in logits.unbind()
+    def _cut(
+        self, jobs: Sequence[ImageJob], tiles: Sequence[Tile], outputs: Sequence[Prediction], scores: "_Scores"
+    ) -> list[Sequence[tuple[CutMask | None, ...] | None]]:
+        """For each prompt of each tile its masks where its job asks for them, on a GPU."""
+        asked = np.array([self._cutter is not None and job.cut is not None for job in jobs])
+        if self._cutter is None or not asked.any():
+            return [[None] * len(tile.owners) for tile in tiles]
+        floors = [job.cut.above_iou if job.cut is not None else None for job in jobs]
+        floor = np.array([-np.inf if least is None else least for least in floors])
+        # Waiting for the scores first would keep the device idle while cutting is prepared.
+        ious = [iou for _, iou in scores.by_tile] if any(least is not None for least in floors) else None
+        wanted, addresses, canvas_of = [], [], []
+        for number, (tile, output) in enumerate(zip(tiles, outputs, strict=True)):
+            of_job = np.array([i for i, _ in tile.owners], np.int64)
+            width = tile.wanted.shape[1]
+            needed = asked[of_job][:, None] & (np.arange(width) < tile.counts[:, None])
+            if ious is not None:
+                needed &= ~(ious[number] <= floor[of_job][:, None])
+            wanted.append(needed)
+            places = np.flatnonzero(needed)
+            addresses.append(output.logits.data_ptr() + LOGITS_BYTES * places)
+            canvas_of.append(of_job[places // width])
+        canvases = [Canvas(job.input_size, job.original_size, job.cut or Cut()) for job in jobs]
+        made = iter(self._cutter.cut(np.concatenate(addresses), np.concatenate(canvas_of), canvases))
+        return [
+            [
+                tuple(next(made) if need else None for need in row[:count]) if asked[i] else None
+                for row, count, (i, _) in zip(needed.tolist(), tile.counts.tolist(), tile.owners, strict=True)
+            ]
+            for tile, needed in zip(tiles, wanted, strict=True)
         ]
-        masks = iter(self._cutter.cut(uncut))
-        return {owner: tuple(itertools.islice(masks, len(logits))) for owner, logits, _ in asked}
 
     def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
         network = self._network
@@ -176,6 +201,25 @@ class DecoderModel:
         return torch.as_tensor(array).to(self.device, non_blocking=True)
 
 
-def _tokens_of(jobs: Sequence[ImageJob], owner: Owner) -> tuple[int, ...]:
-    job, prompt = jobs[owner[0]], jobs[owner[0]].prompts[owner[1]]
-    return TOKENS_OF_SELECTION[prompt.resolve(job.selection)]
+class _Scores:
+    """Mask indices and predicted IoU of tiles, on their way to the host.
+
+    Args:
+        download: of both, [P, K] each, of one tile after the other.
+        shapes: P and K of each tile.
+    """
+
+    def __init__(self, download: Download, shapes: Sequence[tuple[int, ...]]):
+        self._download, self._shapes = download, shapes
+
+    @functools.cached_property
+    def by_tile(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Of each tile the indices, [P, K], and the IoU, [P, K]; waits for the device."""
+        [numbers] = self._download.wait()
+        found, start = [], 0
+        for shape in self._shapes:
+            size = math.prod(shape)
+            indices, ious = numbers[start : start + 2 * size].reshape(2, *shape)
+            found.append((indices.astype(np.int64), ious))
+            start += 2 * size
+        return found

@@ -1,11 +1,13 @@
 """SAM's prompt encoder and mask decoder as functions of tensors on a device, without a wait for the host in them."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
@@ -14,7 +16,8 @@ from splitsam.decoder_service.paint import Painter
 from splitsam.decoder_service.pixels import MOST_ABSORBED_TOKENS, Pixels, attend_by_head
 from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
 
-OUTPUT_TOKENS = 5  # that of the IoU and four of masks
+MASK_TOKENS = 4
+OUTPUT_TOKENS = 1 + MASK_TOKENS  # that of the IoU, and of masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +47,15 @@ class Network:
         self.device, self.dtype = device, dtype
         self._has_kernels = kernels and device.type == "cuda" and dtype != torch.float32
         self._encoder = copy.deepcopy(sam.prompt_encoder).to(device).eval()
-        self._heads = copy.deepcopy(sam.mask_decoder).to(device).eval()
         self._transformer = copy.deepcopy(sam.mask_decoder.transformer).to(device, dtype).eval()
         with torch.no_grad():
-            encoder, heads = self._encoder, self._heads
+            encoder, heads = self._encoder, copy.deepcopy(sam.mask_decoder).to(device)
             # [5, 256] in the order of packing's kinds.
             kinds = [encoder.not_a_point_embed, *encoder.point_embeddings]
             self._kind_embeddings = torch.cat([embedding.weight for embedding in kinds])
             self._output_tokens = torch.cat([heads.iou_token.weight, heads.mask_tokens.weight])
             self.positions = encoder.get_dense_pe()[0].flatten(1).mT.to(dtype).contiguous()
+            self._heads = Heads([heads.iou_prediction_head, *heads.output_hypernetworks_mlps])
             self._painter = Painter(sam.mask_decoder.output_upscaling, device, dtype, self._has_kernels)
 
     def has_kernels_for(self, prompt_tokens: int) -> bool:
@@ -94,9 +97,8 @@ class Network:
             wanted: [P, K] int64 mask tokens, -1 for the best of 1 to 3.
         """
         outputs = self._transform(tokens, pixels)[:, :OUTPUT_TOKENS].float()
-        iou = self._heads.iou_prediction_head(outputs[:, 0])
-        mlps = self._heads.output_hypernetworks_mlps
-        hyper = torch.stack([mlp(outputs[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)
+        read = self._heads(outputs.transpose(0, 1)).transpose(0, 1)
+        iou, hyper = read[:, 0, :MASK_TOKENS], read[:, 1:]
         chosen = torch.where(wanted < 0, iou[:, 1:].argmax(dim=1, keepdim=True) + 1, wanted)
         hyper = hyper.gather(1, chosen[..., None].expand(-1, -1, hyper.shape[-1]))
         return Prediction(self._painter.paint(pixels.own, hyper), chosen, iou.gather(1, chosen))
@@ -121,6 +123,29 @@ class Network:
         queries = queries + pixels.read(self._transformer.final_attn_token_to_image, queries + tokens)
         normalised: Tensor = self._transformer.norm_final_attn(queries)
         return normalised
+
+
+class Heads:
+    """The multilayer perceptrons of the output tokens, which are of one form but for their last width, as one.
+
+    Args:
+        mlps: N of `segment_anything`'s `MLP`, with as many layers; narrow outputs are filled up with zeros.
+    """
+
+    def __init__(self, mlps: Sequence[Any]):
+        self._layers = []
+        for layers in zip(*(mlp.layers for mlp in mlps), strict=True):
+            width = max(layer.out_features for layer in layers)
+            weights = [F.pad(layer.weight.mT, (0, width - layer.out_features)) for layer in layers]
+            biases = [F.pad(layer.bias, (0, width - layer.out_features)) for layer in layers]
+            self._layers.append((torch.stack(weights), torch.stack(biases)[:, None]))
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """[N, P, 256], the tokens of each, to [N, P, widest output]."""
+        *inner, (last_weight, last_bias) = self._layers
+        for weight, bias in inner:
+            tokens = torch.baddbmm(bias, tokens, weight).relu_()
+        return torch.baddbmm(last_bias, tokens, last_weight)
 
 
 def _attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ ragged dimension is prompts per source: a source is an image embedding plus its 
 prompts on that image without a mask input, and a prompt with one is a source of its own.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,10 @@ from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.prompts import FloatArray, Prompt, Selection
 
 NOT_A_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = range(5)
-TOKENS_OF_SELECTION = {Selection.SINGLE: (0,), Selection.BEST: (-1,), Selection.ALL: (1, 2, 3)}
+# Rows in the order of Selection's members; -1 is the best of 1 to 3.
+_SELECTIONS = (Selection.SINGLE, Selection.BEST, Selection.ALL)
+_WANTED = np.array([(0, 0, 0), (-1, -1, -1), (1, 2, 3)])
+_COUNTS = np.array([1, 1, 3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,7 @@ class Tile:
         coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
         kinds: [P, T] int64, NOT_A_POINT to BOX_BOTTOM_RIGHT.
         wanted: [P, K] int64 mask tokens to answer with, K = 1 or 3; -1 for the best of 1 to 3.
+        counts: [P] int64, how many of those were asked for; the others repeat one.
     """
 
     owners: tuple[tuple[int, int], ...]
@@ -65,78 +70,108 @@ class Tile:
     coords: FloatArray
     kinds: npt.NDArray[np.int64]
     wanted: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class _Entry:
-    owner: tuple[int, int]
-    image: int
-    prompt: Prompt
-    coords: list[tuple[float, float]]
-    kinds: list[int]
-    selection: Selection
+class _Group:
+    """G prompts of one token count, the arrays as in `Tile`.
+
+    Args:
+        jobs, prompts: [G] indices, of a job and of a prompt of it.
+        images: [G], the first job that carries the embedding.
+        masked: [G], whether the prompt has a mask input.
+        selections: [G] indices of Selection's members.
+    """
+
+    jobs: npt.NDArray[np.int64]
+    prompts: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    masked: npt.NDArray[np.bool_]
+    selections: npt.NDArray[np.int64]
+    coords: FloatArray
+    kinds: npt.NDArray[np.int64]
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> "_Group":
+        return _Group(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def pack(jobs: Sequence[ImageJob], max_prompts: int) -> list[Tile]:
-    """Group prompts by exact token count and cut each group into tiles of at most `max_prompts`."""
-    groups: dict[int, list[_Entry]] = defaultdict(list)
-    first_job: dict[int, int] = {}
+def pack(jobs: Sequence[ImageJob], max_prompts: int) -> Iterator[Tile]:
+    """Group prompts by exact token count and cut each group into tiles of at most `max_prompts`.
+
+    Laid out as arrays of one count of points at a time: a batch has hundreds of prompts, and arrays of two numbers
+    are slow.
+    """
+    layouts: dict[tuple[int, bool], list[tuple[int, int]]] = defaultdict(list)
     for i, job in enumerate(jobs):
-        image = first_job.setdefault(id(job.embedding), i)
         for j, prompt in enumerate(job.prompts):
-            coords, kinds = prompt_tokens(prompt, job.original_size, job.input_size)
-            groups[len(kinds)].append(_Entry((i, j), image, prompt, coords, kinds, prompt.resolve(job.selection)))
-    tiles = []
-    for entries in groups.values():
-        entries.sort(key=lambda entry: (entry.prompt.mask_input is not None, entry.image))
-        tiles += [_tile(entries[start : start + max_prompts]) for start in range(0, len(entries), max_prompts)]
-    return tiles
+            layouts[len(prompt.points), prompt.box is not None].append((i, j))
+    first_job: dict[int, int] = {}
+    images = np.array([first_job.setdefault(id(job.embedding), i) for i, job in enumerate(jobs)], np.int64)
+    by_tokens: dict[int, list[_Group]] = defaultdict(list)
+    for (points, boxed), owners in layouts.items():
+        group = _lay_out(jobs, images, np.array(owners, np.int64), points, boxed)
+        by_tokens[group.kinds.shape[1]].append(group)
+    for groups in by_tokens.values():
+        joined = _Group(*(np.concatenate([getattr(group, field.name) for group in groups]) for field in fields(_Group)))
+        ordered = joined[np.lexsort((joined.prompts, joined.jobs, joined.images, joined.masked))]
+        for start in range(0, len(ordered.jobs), max_prompts):
+            yield _tile(jobs, ordered[slice(start, start + max_prompts)])
 
 
-def prompt_tokens(
-    prompt: Prompt, original_size: tuple[int, int], input_size: tuple[int, int]
-) -> tuple[list[tuple[float, float]], list[int]]:
-    """Lay a prompt out as the tokens that `PromptEncoder` makes of it: points, then box corners or a padding token.
+def _lay_out(
+    jobs: Sequence[ImageJob],
+    images: npt.NDArray[np.int64],
+    owners: npt.NDArray[np.int64],
+    points: int,
+    boxed: bool,
+) -> _Group:
+    """Prompts of so many points, with or without a box, as the tokens that `PromptEncoder` makes of them.
 
-    Lists, because a batch has hundreds of prompts, and arrays of two numbers are slow.
-
-    Returns:
-        T pixels (x, y) of the 1024 x 1024 input, and T kinds.
+    Those are points, then box corners or, behind points alone, a padding token.
 
     Source: `ResizeLongestSide.apply_coords` and `PromptEncoder.forward` of segment_anything.
     """
-    points = prompt.points.tolist()
-    kinds = [FOREGROUND if label == 1 else BACKGROUND for label in prompt.labels.tolist()]
-    if prompt.box is not None:
-        x0, y0, x1, y1 = prompt.box.tolist()
-        points += [(x0, y0), (x1, y1)]
-        kinds += [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
-    elif points:
-        points.append((0.0, 0.0))
-        kinds.append(NOT_A_POINT)
+    pairs = [(jobs[i], jobs[i].prompts[j]) for i, j in owners.tolist()]
+    prompts = [prompt for _, prompt in pairs]
+    tokens = points + 2 * boxed + (points > 0 and not boxed)
+    coords, kinds = np.zeros((len(prompts), tokens, 2)), np.full((len(prompts), tokens), NOT_A_POINT, np.int64)
+    if points:
+        coords[:, :points] = np.stack([prompt.points for prompt in prompts])
+        labels = np.stack([prompt.labels for prompt in prompts])
+        kinds[:, :points] = np.where(labels == 1, FOREGROUND, BACKGROUND)
+    if boxed:
+        coords[:, points:] = np.stack([prompt.box for prompt in prompts if prompt.box is not None]).reshape(-1, 2, 2)
+        kinds[:, points:] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
     # The sides are rounded to whole pixels one by one, so x and y scale a little differently.
-    x_scale, y_scale = input_size[1] / original_size[1], input_size[0] / original_size[0]
-    return [(x * x_scale, y * y_scale) for x, y in points], kinds
+    scales = [[kept / length for kept, length in zip(job.input_size, job.original_size, strict=True)] for job in jobs]
+    coords *= np.array(scales)[owners[:, 0], None, ::-1]
+    return _Group(
+        jobs=owners[:, 0],
+        prompts=owners[:, 1],
+        images=images[owners[:, 0]],
+        masked=np.array([prompt.mask_input is not None for prompt in prompts]),
+        selections=np.array([_SELECTIONS.index(prompt.resolve(job.selection)) for job, prompt in pairs]),
+        coords=coords.astype(np.float32),
+        kinds=kinds,
+    )
 
 
-def _tile(entries: list[_Entry]) -> Tile:
-    sources: list[tuple[int, Prompt | None]] = []
-    counts: list[int] = []
-    for entry in entries:
-        source = (entry.image, entry.prompt if entry.prompt.mask_input is not None else None)
-        if not sources or sources[-1] != source:
-            sources.append(source)
-            counts.append(0)
-        counts[-1] += 1
-    masks = [prompt.mask_input for _, prompt in sources if prompt is not None and prompt.mask_input is not None]
-    tokens = [TOKENS_OF_SELECTION[entry.selection] for entry in entries]
-    width = max(map(len, tokens))
+def _tile(jobs: Sequence[ImageJob], group: _Group) -> Tile:
+    starts = np.ones(len(group.jobs), np.bool_)
+    starts[1:] = group.masked[1:] | (group.images[1:] != group.images[:-1])
+    begins = np.flatnonzero(starts)
+    owners = list(zip(group.jobs.tolist(), group.prompts.tolist(), strict=True))
+    prompts = [jobs[i].prompts[j] for i, j in itertools.compress(owners, group.masked.tolist())]
+    masks = [prompt.mask_input for prompt in prompts if prompt.mask_input is not None]
+    counts = _COUNTS[group.selections]
     return Tile(
-        owners=tuple(entry.owner for entry in entries),
-        job_of_source=tuple(image for image, _ in sources),
+        owners=tuple(owners),
+        job_of_source=tuple(group.images[begins].tolist()),
         mask_inputs=np.stack(masks)[:, None] if masks else np.zeros((0, 1, 4, 4), np.float32),
-        offsets=np.cumsum([0, *counts], dtype=np.int64),
-        coords=np.array([entry.coords for entry in entries], np.float32).reshape(len(entries), -1, 2),
-        kinds=np.array([entry.kinds for entry in entries], np.int64),
-        wanted=np.array([(token * width)[:width] for token in tokens], np.int64),
+        offsets=np.append(begins, len(owners)),
+        coords=group.coords,
+        kinds=group.kinds,
+        wanted=_WANTED[group.selections, : counts.max()],
+        counts=counts,
     )

@@ -12,7 +12,8 @@ weights an axis, from tables that `axis_taps` makes. Bits are packed column by c
     _count_kernel  a program per (columns, mask): boundaries in each column, a pixel that differs from the one before it
     _place_kernel  the same: their positions y + x height, in order, from the running sum of those counts
 
-A mask at 1080p: 2.1 million pixels of 9 products each and 0.26 MB of bits; its boundaries are some 10 kB.
+A mask at 1080p: 2.1 million pixels of 9 products each and 0.26 MB of bits; its boundaries are some 10 kB. A value lies
+between the logits that it is made of, so most tiles, which are on one side of all thresholds, take no products.
 """
 
 # ruff: noqa: N803 (constexpr names are Triton's)
@@ -32,8 +33,12 @@ WORD, COLUMNS = 32, 64
 # Of a mask, all int64: addresses of its logits, its tables of rows and columns and its bits, where its columns begin
 # among all, height, width, and words in a column.
 PLAN_COLUMNS = 8
-# Of a mask: area, pixels above the upper and above the lower threshold, and what the box follows from.
+# Of a mask: area, pixels above the upper and above the lower threshold, what the box follows from, boundaries.
 MEASURES = 8
+# The most logits that a tile is looked up in at once, 7 x 11 of them at 1080p.
+PATCH_ROWS, PATCH_COLUMNS = 16, 32
+# How far rounding may carry a value out of its logits' range, of the largest of them: some ulps.
+SLACK = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +46,13 @@ class CutBits:
     """What the kernels leave on the device, of M masks with W columns in all.
 
     Args:
-        measures: [M, 8] int32: area, inner, outer, width - x0, height - y0, x1, y1 of the box, 0 for an empty mask.
+        measures: [M, 8] int32: area, inner, outer, width - x0, height - y0, x1, y1 of the box, 0 for an empty mask;
+            boundaries.
         ends: [W] int32, boundaries up to the end of each column, over all masks.
-        boundaries: [capacity] int32, positions y + x height, mask after mask; what does not fit is left out.
     """
 
     measures: torch.Tensor
     ends: torch.Tensor
-    boundaries: torch.Tensor
 
 
 def axis_taps(kept: int, length: int) -> npt.NDArray[np.float32]:
@@ -83,6 +87,7 @@ def axis_taps(kept: int, length: int) -> npt.NDArray[np.float32]:
 def _cut_kernel(
     plan, thresholds, measures,
     SIDE: tl.constexpr, WORD: tl.constexpr, COLUMNS: tl.constexpr, PLAN: tl.constexpr, MEASURES: tl.constexpr,
+    PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
     """A program per (word and block of columns, mask)."""
     mask = tl.program_id(1)
@@ -102,15 +107,27 @@ def _cut_kernel(
         in_height, in_width = y < height, x < width
         top = tl.load(rows + y * 4, mask=in_height, other=0.0).to(tl.int32)
         left = tl.load(columns + x * 4, mask=in_width, other=0.0).to(tl.int32)
-        value = tl.zeros([WORD, COLUMNS], tl.float32)
-        for i in tl.static_range(3):
-            across = tl.zeros([WORD, COLUMNS], tl.float32)
-            for j in tl.static_range(3):
-                weight = tl.load(columns + x * 4 + 1 + j, mask=in_width, other=0.0)
-                across += weight[None, :] * tl.load(logits + (top + i)[:, None] * SIDE + (left + j)[None, :])
-            value += tl.load(rows + y * 4 + 1 + i, mask=in_height, other=0.0)[:, None] * across
         inside = in_height[:, None] & in_width[None, :]
         threshold, offset = tl.load(thresholds + mask * 2), tl.load(thresholds + mask * 2 + 1)
+        # The extremes of the logits that the tile is made of; of a part of them where they are too many.
+        first_row, last_row = tl.min(tl.where(in_height, top, SIDE), 0), tl.max(top, 0) + 2
+        first_column, last_column = tl.min(tl.where(in_width, left, SIDE), 0), tl.max(left, 0) + 2
+        patch_rows = tl.minimum(first_row + tl.arange(0, PATCH_ROWS), last_row)
+        patch_columns = tl.minimum(first_column + tl.arange(0, PATCH_COLUMNS), last_column)
+        patch = tl.load(logits + patch_rows[:, None] * SIDE + patch_columns[None, :])
+        lowest, highest = tl.min(tl.min(patch, 1), 0), tl.max(tl.max(patch, 1), 0)
+        slack = SLACK * tl.maximum(tl.abs(lowest), tl.abs(highest))
+        fits = (last_row - first_row < PATCH_ROWS) & (last_column - first_column < PATCH_COLUMNS)
+        value = tl.zeros([WORD, COLUMNS], tl.float32) + lowest
+        clear = (lowest - slack > threshold + offset) | (highest + slack < threshold - offset)
+        if not (fits & clear):
+            value = tl.zeros([WORD, COLUMNS], tl.float32)
+            for i in tl.static_range(3):
+                across = tl.zeros([WORD, COLUMNS], tl.float32)
+                for j in tl.static_range(3):
+                    weight = tl.load(columns + x * 4 + 1 + j, mask=in_width, other=0.0)
+                    across += weight[None, :] * tl.load(logits + (top + i)[:, None] * SIDE + (left + j)[None, :])
+                value += tl.load(rows + y * 4 + 1 + i, mask=in_height, other=0.0)[:, None] * across
         above = inside & (value > threshold)
         shifted = above.to(tl.int32) << tl.arange(0, WORD)[:, None]
         tl.store(bits + x * words + word, tl.sum(shifted, 0), mask=in_width)
@@ -156,7 +173,9 @@ def _count_bits(word):
 
 
 @triton.jit
-def _count_kernel(plan, counts, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
+def _count_kernel(
+    plan, counts, measures, PLAN: tl.constexpr, MEASURES: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr
+):
     """A program per (block of columns, mask)."""
     mine = plan + tl.program_id(1) * PLAN
     bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
@@ -172,12 +191,13 @@ def _count_kernel(plan, counts, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: 
         changed = _boundaries(bits, x, start + tl.arange(0, WORDS), height, width, words)
         total += tl.sum(_count_bits(changed), 1)
     tl.store(counts + first + x, total, mask=x < width)
+    found = tl.sum(total, 0)
+    if found > 0:
+        tl.atomic_add(measures + tl.program_id(1) * MEASURES + 7, found)
 
 
 @triton.jit
-def _place_kernel(
-    plan, ends, boundaries, capacity, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr
-):  # fmt: skip
+def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
     """A program per (block of columns, mask)."""
     mine = plan + tl.program_id(1) * PLAN
     bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
@@ -193,25 +213,24 @@ def _place_kernel(
         word = start + tl.arange(0, WORDS)
         changed = _boundaries(bits, x, word, height, width, words)
         found = _count_bits(changed)
-        rank = place[:, None] + tl.cumsum(found, 1) - found
+        rank = place[:, None] - base + tl.cumsum(found, 1) - found
         pixel = x[:, None] * height + word[None, :] * 32
         for bit in range(32):
             here = ((changed >> bit) & 1).to(tl.int32)
-            tl.store(boundaries + rank, pixel + bit, mask=(here != 0) & (rank < capacity))
+            tl.store(boundaries + rank, pixel + bit, mask=here != 0)
             rank += here
         place += tl.sum(found, 1)
 
 
-def cut_masks(plan: torch.Tensor, thresholds: torch.Tensor, sizes: list[tuple[int, int]], capacity: int) -> CutBits:
+def cut_masks(plan: torch.Tensor, thresholds: torch.Tensor, sizes: npt.NDArray[np.int64]) -> CutBits:
     """Cut masks whose logits, tables and room for bits lie at addresses.
 
     Args:
         plan: [M, 8] int64 on the device, contiguous: logits [256, 256] float32, taps of rows and of columns as of
             `axis_taps`, bits [width, words] int32, all contiguous; then the columns of the masks before it, height,
             width, and words, height / 32 rounded up.
-        thresholds: [M, 2] float32 on the device: of the mask, and the stability offset.
-        sizes: (height, width) of each mask.
-        capacity: boundaries that there is room for, over all masks.
+        thresholds: [M, 2] float32 on the device: of the mask, and the stability offset, which is not negative.
+        sizes: [M, 2], height and width of each mask.
 
     Raises:
         ValueError: for a shape or dtype other than these.
@@ -224,17 +243,38 @@ def cut_masks(plan: torch.Tensor, thresholds: torch.Tensor, sizes: list[tuple[in
     if thresholds.shape != (masks, 2) or thresholds.dtype != torch.float32 or not thresholds.is_contiguous():
         raise ValueError(f"thresholds must be contiguous float32 [{masks}, 2], not {list(thresholds.shape)}")
     measures = plan.new_zeros(masks, MEASURES, dtype=torch.int32)
-    tiles = max(triton.cdiv(height, WORD) * triton.cdiv(width, COLUMNS) for height, width in sizes)
+    tiles = int((-(-sizes[:, 0] // WORD) * -(-sizes[:, 1] // COLUMNS)).max())
     _cut_kernel[(tiles, masks)](
         plan, thresholds, measures,
-        SIDE=SIDE, WORD=WORD, COLUMNS=COLUMNS, PLAN=PLAN_COLUMNS, MEASURES=MEASURES, num_warps=4,
+        SIDE=SIDE, WORD=WORD, COLUMNS=COLUMNS, PLAN=PLAN_COLUMNS, MEASURES=MEASURES,
+        PATCH_ROWS=PATCH_ROWS, PATCH_COLUMNS=PATCH_COLUMNS, SLACK=SLACK, num_warps=4,
     )  # fmt: skip
-    words = min(64, triton.next_power_of_2(max(triton.cdiv(height, WORD) for height, _ in sizes)))
+    grid, options = _column_launch(sizes)
+    counts = plan.new_empty(int(sizes[:, 1].sum()), dtype=torch.int32)
+    _count_kernel[grid](plan, counts, measures, MEASURES=MEASURES, **options)
+    return CutBits(measures, counts.cumsum(0, dtype=torch.int32))
+
+
+def place_boundaries(
+    plan: torch.Tensor, ends: torch.Tensor, sizes: npt.NDArray[np.int64], base: int, count: int
+) -> torch.Tensor:
+    """The positions of some masks' boundaries, y + x height, mask after mask: [count] int32.
+
+    Args:
+        plan, sizes: the rows of these masks, which follow one another, of what `cut_masks` takes.
+        ends: of `cut_masks`, of all masks.
+        base, count: boundaries of the masks before them, and their own.
+    """
+    boundaries = plan.new_empty(count, dtype=torch.int32)
+    if count:
+        grid, options = _column_launch(sizes)
+        _place_kernel[grid](plan, ends, boundaries, base, **options)
+    return boundaries
+
+
+def _column_launch(sizes: npt.NDArray[np.int64]) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and options of the kernels that go down columns."""
+    height, width = (int(side) for side in sizes.max(0))
+    words = min(64, 1 << (-(-height // WORD) - 1).bit_length())
     block = 512 // words
-    grid = (triton.cdiv(max(width for _, width in sizes), block), masks)
-    counts = plan.new_empty(sum(width for _, width in sizes), dtype=torch.int32)
-    _count_kernel[grid](plan, counts, PLAN=PLAN_COLUMNS, BLOCK=block, WORDS=words, num_warps=4)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    boundaries = plan.new_empty(capacity, dtype=torch.int32)
-    _place_kernel[grid](plan, ends, boundaries, capacity, PLAN=PLAN_COLUMNS, BLOCK=block, WORDS=words, num_warps=4)
-    return CutBits(measures, ends, boundaries)
+    return (-(-width // block), len(sizes)), {"PLAN": PLAN_COLUMNS, "BLOCK": block, "WORDS": words, "num_warps": 4}

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from splitsam.client.rle import decode_rle
 from splitsam.common.errors import InvalidArgument
+from splitsam.common.rle import decode_rle
 from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
 
 Id = int | str

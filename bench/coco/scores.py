@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.coco.dataset import Id, LoadedImage, Masks
-from splitsam.client.rle import decode_rle
+from splitsam.common.rle import decode_rle
 from splitsam.decoder_service.masks import encode_rle, upsample_logits
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
 from splitsam.decoder_service.packing import ImageJob

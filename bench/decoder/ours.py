@@ -52,7 +52,7 @@ class Ours:
         found: list[Candidate] = []
         for start in range(0, len(points), self._prompts):
             piece = points[start : start + self._prompts]
-            job = self._job(scene, piece, Selection.ALL)
+            job = self._job(scene, piece, Selection.ALL, thresholds.cut(CUT.threshold))
             [answers] = self.model.decode([job])
             for point, answer in zip(piece, answers, strict=True):
                 found += sift(answer, job, (float(point[0]), float(point[1])), thresholds, 0.0)

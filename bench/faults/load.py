@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from splitsam.client import Client, SplitsamError
 from splitsam.client.connection import channel_options
 from splitsam.client.errors import error_from_rpc
-from splitsam.client.rle import decode_rle
+from splitsam.common.rle import decode_rle
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "training" / "photographs"

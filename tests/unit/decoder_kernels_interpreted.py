@@ -9,9 +9,11 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import cv2
+import numpy as np
 import torch
 
-from splitsam.decoder_service.cutting import Cut, Cutter, Uncut
+import splitsam.decoder_service.cutting
+from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
 from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.kernels.paint_logits import paint_logits, paint_logits_reference
 from splitsam.kernels.read_pixels import launch_read_pixels, read_pixels, read_pixels_reference
@@ -116,21 +118,29 @@ def cut_cases() -> dict[str, tuple[torch.Tensor, tuple[int, int]]]:
     return cases | {"noise": (20 * torch.randn(256, 256), (70, 90))}
 
 
-def compare_cuts(room: int) -> dict[str, list[object]]:
-    """For each mask of one call what it is, and what it ought to be."""
+def compare_cuts(at_once: int) -> dict[str, list[object]]:
+    """For each mask of one call what it is, and what it ought to be.
+
+    Args:
+        at_once: boundaries that are placed together.
+    """
+    splitsam.decoder_service.cutting.BOUNDARIES_AT_ONCE = at_once
     cut = Cut(0.5, 1.0)
     cases = cut_cases()
-    uncut = [Uncut(logits.contiguous(), input_size_of(size), size, cut) for logits, size in cases.values()]
+    logits = [logits.contiguous() for logits, _ in cases.values()]
+    canvases = [Canvas(input_size_of(size), size, cut) for _, size in cases.values()]
+    addresses = np.array([one.data_ptr() for one in logits])
+    made = Cutter(torch.device("cpu")).cut(addresses, np.arange(len(cases)), canvases)
     found = {}
-    for name, one, mask in zip(cases, uncut, Cutter(torch.device("cpu")).cut(uncut, room), strict=True):
-        sizes = {"input_size": one.input_size, "original_size": one.original_size}
+    for name, one, canvas, mask in zip(cases, logits, canvases, made, strict=True):
+        sizes = {"input_size": canvas.input_size, "original_size": canvas.original_size}
         options = {"mask_threshold": cut.threshold, "stability_offset": cut.stability_offset}
-        [(bitmap, stability)] = cut_masks(one.logits[None], **sizes, **options)
+        [(bitmap, stability)] = cut_masks(one[None], **sizes, **options)
         x, y, width, height = cv2.boundingRect(bitmap)
         box = [x, y, x + width, y + height] if width else None
-        measures = [mask.encode_rle(), mask.area_px, mask.stability_score, mask.box and list(mask.box)]
+        measures = [mask.rle.decode(), mask.area_px, mask.stability_score, mask.box and list(mask.box)]
         wanted = [encode_rle(bitmap), int(bitmap.sum()), stability, box]
-        found[f"{name} with room for {room}"] = [measures, wanted, bool((mask.to_bitmap() == bitmap).all())]
+        found[f"{name}, {at_once} boundaries at once"] = [measures, wanted, bool((mask.to_bitmap() == bitmap).all())]
     return found
 
 
@@ -139,4 +149,4 @@ if __name__ == "__main__":
     # Painting has one size, the full one, which takes the interpreter long.
     pairs = [(case, dtype) for case in CASES for dtype in DTYPES if case != "paint" or dtype == torch.float32]
     results = {f"{case} {str(dtype).removeprefix('torch.')}": errors(case, dtype) for case, dtype in pairs}
-    print(json.dumps({"errors": results, "cuts": compare_cuts(4096) | compare_cuts(3)}))
+    print(json.dumps({"errors": results, "cuts": compare_cuts(2**25) | compare_cuts(300)}))

@@ -35,3 +35,25 @@ def registers(binary, folder: Path) -> dict[str, int]:
     cubin.write_bytes(binary.asm["cubin"])
     report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+
+
+def overwritten_too_soon(binary) -> list[str]:
+    """Buffers of one stage into which a loop copies what comes next while a matrix product may still read them.
+
+    Triton 3.6 and 3.7 do so to an operand that is also loaded into registers. Only Hopper's products read on their own.
+    """
+    found, stages, source, in_flight = [], {}, {}, []
+    for line in binary.asm["ttgir"].splitlines():
+        if made := re.search(r"(%\w+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x", line):
+            stages[made[1]] = int(made[2])
+        elif view := re.search(r"(%\w+) = ttg\.memdesc_\w+ (%\w+)", line):
+            source[view[1]] = source.get(view[2], view[2])
+        elif product := re.search(r"warp_group_dot (%[\w#]+), (%[\w#]+),.*isAsync = true", line):
+            in_flight.append({source.get(side, side) for side in product.groups()})
+        elif wait := re.search(r"warp_group_dot_wait .*pendings = (\d+)", line):
+            in_flight = in_flight[len(in_flight) - int(wait[1]) :]
+        elif copy := re.search(r"async_copy_global_to_local \S+ (%\w+)", line):
+            target = source.get(copy[1], copy[1])
+            if stages.get(target) == 1 and any(target in read for read in in_flight):
+                found.append(target)
+    return found

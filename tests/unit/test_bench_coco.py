@@ -15,8 +15,8 @@ from bench.coco.dataset import DatasetError, draw_mask, load_image, read_dataset
 from bench.coco.rows import ResultsError, Row, RowFile
 from bench.coco.scores import Score, find_centre_point, measure_iou
 from bench.coco.table import summarise
-from splitsam.client.rle import decode_rle
 from splitsam.common.checkpoints import load_model
+from splitsam.common.rle import decode_rle
 from training.evaluate import Example
 from training.objects import choose_targets
 from training.pool import HELD, Families, draw_procedural

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from splitsam.decoder_service.candidates import Thresholds, sift, tidy
-from splitsam.decoder_service.cutting import BITS_AT_ONCE, Cut, CutMask, Uncut, _pieces
+from splitsam.decoder_service.cutting import CutMask, _pieces
 from splitsam.decoder_service.masks import encode_rle, write_cut_mask, write_mask, write_masks
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -18,19 +18,15 @@ from splitsam.decoder_service.prompts import MaskFormat, OutputOptions
 
 def cut_of(bitmap, stability=0.75):
     """What the kernels say of a [height, width] bitmap of 0 and 1."""
-    flat = bitmap.T.ravel()
-    boundaries = np.flatnonzero(np.diff(flat, prepend=np.uint8(0))).astype(np.int32)
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(bitmap))
     box = (x, y, x + width, y + height) if width else None
-    return CutMask(bitmap.shape, boundaries, int(bitmap.sum()), box, stability)
+    return CutMask(bitmap.shape, encode_rle(np.ascontiguousarray(bitmap)).encode(), int(bitmap.sum()), box, stability)
 
 
 @settings(max_examples=100)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 1)))
-def test_boundaries_become_the_bitmap_and_the_rle_of_pycocotools(bitmap):
-    cut = cut_of(bitmap)
-    np.testing.assert_array_equal(cut.to_bitmap(), bitmap)
-    assert cut.encode_rle() == encode_rle(np.ascontiguousarray(bitmap))
+def test_run_lengths_become_the_bitmap(bitmap):
+    np.testing.assert_array_equal(cut_of(bitmap).to_bitmap(), bitmap)
 
 
 @pytest.mark.parametrize("formats", [(), (MaskFormat.RLE,), tuple(MaskFormat)])
@@ -58,19 +54,15 @@ def test_cut_masks_are_sifted_by_their_measures_and_tidied():
     job = ImageJob(torch.zeros(1), bitmap.shape, (731, 1024), ())
     [candidate] = sift(answer, job, (1.0, 2.0), Thresholds(0.5, 0.5), 0.0)
     assert (candidate.mask_index, candidate.box, candidate.stability_score) == (1, (10, 5, 61, 46), 0.9)
-    assert candidate.size_bytes == masks[0].boundaries.nbytes
+    assert candidate.size_bytes == len(masks[0].rle)
     np.testing.assert_array_equal(candidate.to_bitmap(bitmap.shape), bitmap)
     tidied = tidy(candidate, bitmap.shape, 2)
     assert tidied.box == (10, 5, 40, 25)
     assert tidied.to_bitmap(bitmap.shape).sum() == 600
 
 
-def test_masks_are_cut_in_pieces_whose_bits_fit_and_a_larger_one_alone():
-    side = 16_384  # 32 MiB of bits
-    logits = torch.zeros(1)
-    masks = [Uncut(logits, (1024, 1024), (side, side), Cut()) for _ in range(19)]
-    huge = Uncut(logits, (1024, 1024), (8 * side, 2 * side), Cut())
-    pieces = list(_pieces([*masks, huge, masks[0]]))
-    assert [len(piece) for piece in pieces] == [8, 8, 3, 1, 1]
-    assert 8 * side * side // 8 == BITS_AT_ONCE
-    assert list(_pieces([])) == []
+def test_masks_are_cut_in_pieces_that_fit_and_a_larger_one_alone():
+    pieces = list(_pieces(np.array([3, 3, 3, 9, 1, 8, 30, 30, 0, 1]), 9))
+    assert [(piece.start, piece.stop) for piece in pieces] == [(0, 3), (3, 4), (4, 6), (6, 7), (7, 8), (8, 10)]
+    assert list(_pieces(np.zeros(0, np.int64), 9)) == []
+    assert list(_pieces(np.zeros(3, np.int64), 9)) == [slice(0, 3)]

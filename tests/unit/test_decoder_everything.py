@@ -14,7 +14,6 @@ import torch
 import torchvision_shim  # noqa: F401
 from PIL import Image
 
-from splitsam.client.rle import decode_rle
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
@@ -22,6 +21,7 @@ from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import DeadlineTooShort, EmbeddingExpired, ReplyTooLarge
 from splitsam.common.keys import KeyRing
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
+from splitsam.common.rle import decode_rle
 from splitsam.decoder_service import everything as everything_module
 from splitsam.decoder_service.candidates import Thresholds
 from splitsam.decoder_service.embeddings import EmbeddingStore

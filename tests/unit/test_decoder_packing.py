@@ -6,8 +6,8 @@ from splitsam.decoder_service.packing import (
     BOX_TOP_LEFT,
     FOREGROUND,
     NOT_A_POINT,
+    ImageJob,
     pack,
-    prompt_tokens,
 )
 from splitsam.decoder_service.prompts import Prompt, Selection
 
@@ -17,7 +17,8 @@ SIZE = (300, 400)
 def test_tiles_hold_one_token_count_each():
     asked = [prompt(j, SIZE, points=j % 3, box=j % 2 == 0, mask=True) for j in range(12)]
     for tile in pack([image_job(embedding(0), SIZE, asked)], max_prompts=64):
-        counts = {len(prompt_tokens(asked[j], SIZE, SIZE)[1]) for _, j in tile.owners}
+        # A point, two corners of a box, and a padding token behind points alone.
+        counts = {j % 3 + 2 * (j % 2 == 0) + (j % 3 > 0 and j % 2 == 1) for _, j in tile.owners}
         assert counts == {tile.kinds.shape[1]}
 
 
@@ -41,20 +42,21 @@ def test_prompts_without_mask_share_the_source_of_their_embedding():
 
 def test_tiles_respect_the_cap_and_cover_every_prompt_once():
     jobs = [image_job(embedding(i), SIZE, [prompt(j, SIZE, points=1) for j in range(5)]) for i in range(3)]
-    tiles = pack(jobs, max_prompts=4)
+    tiles = list(pack(jobs, max_prompts=4))
     assert [len(tile.owners) for tile in tiles] == [4, 4, 4, 3]
     assert sorted(owner for tile in tiles for owner in tile.owners) == [(i, j) for i in range(3) for j in range(5)]
 
 
 def test_coordinates_scale_by_the_rounded_side_of_each_axis():
     asked = Prompt(np.array([[300, 2]], np.float32), np.array([1]))
-    coords, kinds = prompt_tokens(asked, original_size=(3, 1000), input_size=(3, 1024))
-    assert coords[0] == (300 * 1.024, 2)
-    assert kinds == [FOREGROUND, NOT_A_POINT]
+    [tile] = pack([ImageJob(embedding(0), original_size=(3, 1000), input_size=(3, 1024), prompts=(asked,))], 64)
+    np.testing.assert_array_equal(tile.coords, np.array([[[300 * 1.024, 2], [0, 0]]], np.float32))
+    assert tile.kinds.tolist() == [[FOREGROUND, NOT_A_POINT]]
 
 
 def test_wanted_tokens_take_one_column_unless_some_prompt_wants_all():
     asked = [prompt(0, SIZE, points=1)]
     single, every = (image_job(embedding(0), SIZE, asked, selection) for selection in (Selection.SINGLE, Selection.ALL))
-    assert pack([single], 64)[0].wanted.tolist() == [[0]]
-    assert pack([single, every], 64)[0].wanted.tolist() == [[0, 0, 0], [1, 2, 3]]
+    [alone], [mixed] = pack([single], 64), pack([single, every], 64)
+    assert (alone.wanted.tolist(), alone.counts.tolist()) == ([[0]], [1])
+    assert (mixed.wanted.tolist(), mixed.counts.tolist()) == ([[0, 0, 0], [1, 2, 3]], [1, 3])

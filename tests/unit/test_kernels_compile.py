@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
-from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, registers
+from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_too_soon, registers
 
 from splitsam.kernels import tiles
 from splitsam.kernels.arguments import head_parts
@@ -55,6 +55,7 @@ def test_default_tile_compiles_to_matrix_instructions(
     print(f"{kernel} {d} {dtype} sm_{arch}: shared {binary.metadata.shared}, {used}")
     # A few spilled registers outside the inner loop are cheap; kilobytes would mean a tile that does not fit.
     assert used.get("STACK", 0) <= 512
+    assert not overwritten_too_soon(binary)
 
 
 @pytest.mark.parametrize("d", [64, 80])

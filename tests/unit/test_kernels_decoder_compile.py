@@ -7,9 +7,18 @@ import pytest
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
 import torch
-from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, registers
+from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_too_soon, registers
 
-from splitsam.kernels.cut_masks import COLUMNS, _count_kernel, _cut_kernel, _place_kernel
+from splitsam.kernels.cut_masks import (
+    COLUMNS,
+    PATCH_COLUMNS,
+    PATCH_ROWS,
+    SLACK,
+    _count_kernel,
+    _cut_kernel,
+    _place_kernel,
+)
+from splitsam.kernels.encode_runs import BLOCK, MOST_CHARACTERS, _encode_kernel
 from splitsam.kernels.paint_logits import _paint_kernel
 from splitsam.kernels.pixel_sources import PIXEL_TILES
 from splitsam.kernels.read_pixels import _join_kernel, _read_kernel
@@ -30,7 +39,7 @@ def compile_read(dtype: str, own: bool, rows: int, shares: int, arch: int):
     constants = {"KEY": 0 if own else 256, "VALUE": 0 if own else 384, "N": 4096, "R": rows, "SHARES": shares}
     constants |= (OWN if own else SHARED | {"positions": None}) | {"BLOCK_R": 64}
     constants["BLOCK_N"] = PIXEL_TILES[getattr(torch, dtype)]
-    return compiled(_read_kernel, types, constants, arch, {"num_warps": 8, "num_stages": 2})
+    return compiled(_read_kernel, types, constants, arch, {"num_warps": 8, "num_stages": 1})
 
 
 def compile_join(dtype: str, own: bool, rows: int, shares: int, arch: int):
@@ -62,6 +71,7 @@ def check(name: str, binary, arch: int, folder: Path) -> None:
     assert binary.metadata.shared <= SHARED_BYTES[arch]
     # An H100's matrix unit reads one side from shared memory; an A100's takes both from registers, and some spill.
     assert used.get("STACK", 0) <= (128 if arch == 90 else 1024)
+    assert not overwritten_too_soon(binary)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -94,9 +104,14 @@ def test_painting_kernel_fits_the_gpu(dtype: str, arch: int, tmp_path: Path) -> 
 def test_cutting_kernels_fit_the_gpu(arch: int, tmp_path: Path) -> None:
     types = {"plan": "*i64", "thresholds": "*fp32", "measures": "*i32"}
     constants = {"SIDE": 256, "WORD": 32, "COLUMNS": COLUMNS, "PLAN": 8, "MEASURES": 8}
+    constants |= {"PATCH_ROWS": PATCH_ROWS, "PATCH_COLUMNS": PATCH_COLUMNS, "SLACK": SLACK}
     check("cut", compiled(_cut_kernel, types, constants, arch, {"num_warps": 4}), arch, tmp_path)
     blocks = {"PLAN": 8, "BLOCK": 8, "WORDS": 64}
-    counting = compiled(_count_kernel, {"plan": "*i64", "counts": "*i32"}, blocks, arch, {"num_warps": 4})
+    types = {"plan": "*i64", "counts": "*i32", "measures": "*i32"}
+    counting = compiled(_count_kernel, types, blocks | {"MEASURES": 8}, arch, {"num_warps": 4})
     check("count", counting, arch, tmp_path)
-    types = {"plan": "*i64", "ends": "*i32", "boundaries": "*i32", "capacity": "i32"}
+    types = {"plan": "*i64", "ends": "*i32", "boundaries": "*i32", "base": "i32"}
     check("place", compiled(_place_kernel, types, blocks, arch, {"num_warps": 4}), arch, tmp_path)
+    types |= {"measures": "*i32", "spans": "*i32", "text": "*u8", "cursor": "*i32"}
+    constants = {"PLAN": 8, "MEASURES": 8, "BLOCK": BLOCK, "MOST": MOST_CHARACTERS}
+    check("encode", compiled(_encode_kernel, types, constants, arch, {"num_warps": 4}), arch, tmp_path)

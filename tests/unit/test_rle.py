@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from splitsam.client.results import Mask
-from splitsam.client.rle import decode_rle
+from splitsam.common.rle import decode_rle
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
