@@ -111,16 +111,18 @@ class Cutter:
         words = _words(sizes[:, 0])
         columns, starts = _begins(sizes[:, 1]), _begins(sizes[:, 1] * words)
         bits = torch.empty(int(starts[-1]), dtype=torch.int32, device=self._device)
-        plan = np.empty((len(addresses), 8), np.int64)
+        plan = np.empty((len(addresses), 9), np.int64)
         plan[:, 0] = addresses
         plan[:, 1:3] = np.array([[table.data_ptr() for table in pair] for pair in tables])[place]
         plan[:, 3] = bits.data_ptr() + 4 * starts[:-1]
         plan[:, 4] = columns[:-1]
         plan[:, 5:7] = sizes
         plan[:, 7] = words
-        thresholds = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32)[place]
+        plan[:, 8] = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32).view(np.int64)[
+            place, 0
+        ]
         on_device = upload(plan, self._device)
-        found = cut_masks(on_device, upload(thresholds, self._device), sizes)
+        found = cut_masks(on_device, sizes)
         [measures] = Download(found.measures).wait()
         made: list[CutMask] = []
         counts = measures[:, 7].astype(np.int64)

@@ -85,9 +85,7 @@ class TileRunner:
         captured.graph.replay()
         # The next tile of this shape overwrites what is not taken out now.
         found = captured.prediction
-        return Prediction(
-            found.logits[:count].clone(), found.mask_indices[:count].clone(), found.predicted_iou[:count].clone()
-        )
+        return Prediction(found.logits[:count].clone(), found.scores[:count].clone())
 
     def _predict(self, numbers: Tensor, tokens: int, masks: int) -> Prediction:
         """From the rows of `pack_numbers` on the device."""

@@ -6,7 +6,6 @@ together only up to `PIXELS_AT_ONCE`; beyond it one at a time, so a 64-megapixel
 logits, three comparisons) however many masks it has.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -159,45 +158,41 @@ def write_mask(
         logits: [256, 256], what it was cut from; None only where LOW_RES_LOGITS is not asked for.
     """
     x, y, width, height = cv2.boundingRect(bitmap)
-    mask = Mask(
+    rle = encode_rle(bitmap) if MaskFormat.RLE in output.formats else None
+    return Mask(
         mask_index=mask_index,
         predicted_iou=predicted_iou,
         stability_score=stability_score,
         area_px=cv2.countNonZero(bitmap),
         box=(x, y, x + width, y + height) if width else None,
+        rle_size=(bitmap.shape[0], bitmap.shape[1]) if rle is not None else None,
+        rle_counts=rle,
+        **_other_formats(output, bitmap, logits),
     )
-    rle = encode_rle(bitmap) if MaskFormat.RLE in output.formats else None
-    return _with_formats(mask, output, (bitmap.shape[0], bitmap.shape[1]), rle, bitmap, logits)
 
 
 def write_cut_mask(
     cut: CutMask, output: OutputOptions, *, mask_index: int, predicted_iou: float, logits: Tensor | None
 ) -> Mask:
     """The same for a mask that a GPU has cut: a bitmap is made only for formats that need one."""
-    mask = Mask(
+    wants_rle = MaskFormat.RLE in output.formats
+    bitmap = None if _FROM_BITMAP.isdisjoint(output.formats) else cut.to_bitmap()
+    return Mask(
         mask_index=mask_index,
         predicted_iou=predicted_iou,
         stability_score=cut.stability_score,
         area_px=cut.area_px,
         box=cut.box,
+        rle_size=cut.size if wants_rle else None,
+        rle_counts=cut.rle.decode("ascii") if wants_rle else None,
+        **_other_formats(output, bitmap, logits),
     )
-    rle = cut.rle.decode("ascii") if MaskFormat.RLE in output.formats else None
-    bitmap = cut.to_bitmap() if _FROM_BITMAP & set(output.formats) else None
-    return _with_formats(mask, output, cut.size, rle, bitmap, logits)
 
 
-def _with_formats(
-    mask: Mask,
-    output: OutputOptions,
-    size: tuple[int, int],
-    rle: str | None,
-    bitmap: Bitmap | None,
-    logits: Tensor | None,
-) -> Mask:
+def _other_formats(output: OutputOptions, bitmap: Bitmap | None, logits: Tensor | None) -> dict[str, Any]:
+    """Of the formats asked for, all but the RLE."""
     wants = output.formats
     written: dict[str, Any] = {}
-    if rle is not None:
-        written |= {"rle_size": size, "rle_counts": rle}
     if bitmap is not None and MaskFormat.PNG in wants:
         written["png"] = encode_png(bitmap)
     if bitmap is not None and MaskFormat.POLYGONS in wants:
@@ -206,7 +201,7 @@ def _with_formats(
         written["bits"] = encode_bits(bitmap)
     if logits is not None and MaskFormat.LOW_RES_LOGITS in wants:
         written["low_res_logits"] = encode_logits(logits)
-    return dataclasses.replace(mask, **written)
+    return written
 
 
 def upsample_logits(logits: Tensor, *, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:

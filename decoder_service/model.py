@@ -131,9 +131,8 @@ class DecoderModel:
                 tiles.append(tile)
         if not tiles:
             return [[] for _ in jobs]
-        # One copy for all tiles: the host waits for the device below, and for what was cut, and nowhere else.
-        numbers = [torch.stack([output.mask_indices.float(), output.predicted_iou]).flatten() for output in outputs]
-        scores = _Scores(Download(torch.cat(numbers)), [tile.wanted.shape for tile in tiles])
+        # The host waits for the device where it reads these, and for what was cut, and nowhere else.
+        scores = _Scores(outputs)
         logits = [output.logits.unbind() for output in outputs]
         cut = self._cut(jobs, tiles, outputs, scores)
         answers: dict[Owner, PromptLogits] = {}
@@ -202,15 +201,12 @@ class DecoderModel:
 
 
 class _Scores:
-    """Mask indices and predicted IoU of tiles, on their way to the host.
+    """Mask indices and predicted IoU of tiles on their way to the host, in one copy."""
 
-    Args:
-        download: of both, [P, K] each, of one tile after the other.
-        shapes: P and K of each tile.
-    """
-
-    def __init__(self, download: Download, shapes: Sequence[tuple[int, ...]]):
-        self._download, self._shapes = download, shapes
+    def __init__(self, outputs: Sequence[Prediction]):
+        self._shapes = [output.scores.shape for output in outputs]
+        numbers = [output.scores.flatten() for output in outputs]
+        self._download = Download(torch.cat(numbers) if len(numbers) > 1 else numbers[0])
 
     @functools.cached_property
     def by_tile(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
@@ -218,8 +214,8 @@ class _Scores:
         [numbers] = self._download.wait()
         found, start = [], 0
         for shape in self._shapes:
-            size = math.prod(shape)
-            indices, ious = numbers[start : start + 2 * size].reshape(2, *shape)
-            found.append((indices.astype(np.int64), ious))
-            start += 2 * size
+            stop = start + math.prod(shape)
+            of_tile = numbers[start:stop].reshape(shape)
+            found.append((of_tile[..., 0].astype(np.int64), of_tile[..., 1]))
+            start = stop
         return found

@@ -26,13 +26,11 @@ class Prediction:
 
     Args:
         logits: [P, K, 256, 256] float32.
-        mask_indices: [P, K] int64, which mask token made each.
-        predicted_iou: [P, K] float32.
+        scores: [P, K, 2] float32, which mask token made each, and its predicted IoU; together, for one copy.
     """
 
     logits: Tensor
-    mask_indices: Tensor
-    predicted_iou: Tensor
+    scores: Tensor
 
 
 class Network:
@@ -101,7 +99,8 @@ class Network:
         iou, hyper = read[:, 0, :MASK_TOKENS], read[:, 1:]
         chosen = torch.where(wanted < 0, iou[:, 1:].argmax(dim=1, keepdim=True) + 1, wanted)
         hyper = hyper.gather(1, chosen[..., None].expand(-1, -1, hyper.shape[-1]))
-        return Prediction(self._painter.paint(pixels.own, hyper), chosen, iou.gather(1, chosen))
+        scores = torch.stack([chosen.float(), iou.gather(1, chosen)], -1)
+        return Prediction(self._painter.paint(pixels.own, hyper), scores)
 
     def _transform(self, tokens: Tensor, pixels: Pixels | AddressedPixels) -> Tensor:
         """`TwoWayTransformer.forward`, to [P, T, 256] tokens.

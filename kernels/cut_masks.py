@@ -7,13 +7,13 @@ Both resizings of segment_anything, to the padded input and from its image to th
 axis, and neighbouring rows of the padded input touch at most three rows of logits: so they are one product with three
 weights an axis, from tables that `axis_taps` makes. Bits are packed column by column, as COCO counts, 32 in a word.
 
-    _cut_kernel    a program per (32 rows x 64 columns, mask): bits; pixels above the threshold, above and below it by
+    _cut_kernel    a program per (128 rows x 32 columns, mask): bits; pixels above the threshold, above and below it by
                    the stability offset; the box
     _count_kernel  a program per (columns, mask): boundaries in each column, a pixel that differs from the one before it
     _place_kernel  the same: their positions y + x height, in order, from the running sum of those counts
 
 A mask at 1080p: 2.1 million pixels of 9 products each and 0.26 MB of bits; its boundaries are some 10 kB. A value lies
-between the logits that it is made of, so most tiles, which are on one side of all thresholds, take no products.
+between the logits that it is made of, so where those are on one side of all thresholds nothing is multiplied.
 """
 
 # ruff: noqa: N803 (constexpr names are Triton's)
@@ -29,14 +29,14 @@ import triton
 import triton.language as tl
 
 SIDE, FRAME = 256, 1024
-WORD, COLUMNS = 32, 64
+WORD, COLUMNS, GROUP = 32, 32, 4
 # Of a mask, all int64: addresses of its logits, its tables of rows and columns and its bits, where its columns begin
-# among all, height, width, and words in a column.
-PLAN_COLUMNS = 8
+# among all, height, width, and words in a column; then two float32, the threshold and the stability offset.
+PLAN_COLUMNS = 9
 # Of a mask: area, pixels above the upper and above the lower threshold, what the box follows from, boundaries.
 MEASURES = 8
-# The most logits that a tile is looked up in at once, 7 x 11 of them at 1080p.
-PATCH_ROWS, PATCH_COLUMNS = 16, 32
+# The most logits that a program's extremes are found of; at 1080p there are 20 x 8.
+PATCH_ROWS, PATCH_COLUMNS = 32, 16
 # How far rounding may carry a value out of its logits' range, of the largest of them: some ulps.
 SLACK = 1e-5
 
@@ -85,11 +85,11 @@ def axis_taps(kept: int, length: int) -> npt.NDArray[np.float32]:
 
 @triton.jit
 def _cut_kernel(
-    plan, thresholds, measures,
-    SIDE: tl.constexpr, WORD: tl.constexpr, COLUMNS: tl.constexpr, PLAN: tl.constexpr, MEASURES: tl.constexpr,
-    PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr, SLACK: tl.constexpr,
+    plan, measures,
+    SIDE: tl.constexpr, WORD: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, PLAN: tl.constexpr,
+    MEASURES: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
-    """A program per (word and block of columns, mask)."""
+    """A program of one warp per (words and block of columns, mask): a thread has a column, so nobody waits."""
     mask = tl.program_id(1)
     mine = plan + mask * PLAN
     logits = tl.load(mine).to(tl.pointer_type(tl.float32))
@@ -101,50 +101,73 @@ def _cut_kernel(
         tl.load(mine + 6).to(tl.int32),
         tl.load(mine + 7).to(tl.int32),
     )
-    word, block = tl.program_id(0) % words, tl.program_id(0) // words
-    if block * COLUMNS < width:
-        y, x = word * WORD + tl.arange(0, WORD), block * COLUMNS + tl.arange(0, COLUMNS)
-        in_height, in_width = y < height, x < width
-        top = tl.load(rows + y * 4, mask=in_height, other=0.0).to(tl.int32)
-        left = tl.load(columns + x * 4, mask=in_width, other=0.0).to(tl.int32)
-        inside = in_height[:, None] & in_width[None, :]
-        threshold, offset = tl.load(thresholds + mask * 2), tl.load(thresholds + mask * 2 + 1)
-        # The extremes of the logits that the tile is made of; of a part of them where they are too many.
-        first_row, last_row = tl.min(tl.where(in_height, top, SIDE), 0), tl.max(top, 0) + 2
-        first_column, last_column = tl.min(tl.where(in_width, left, SIDE), 0), tl.max(left, 0) + 2
+    limits = (mine + 8).to(tl.pointer_type(tl.float32))
+    threshold, offset = tl.load(limits), tl.load(limits + 1)
+    groups = (words + GROUP - 1) // GROUP
+    first_word, first_x = (tl.program_id(0) % groups) * GROUP, (tl.program_id(0) // groups) * COLUMNS
+    if first_x < width:
+        # The extremes of the logits that all of it is made of; of a part of them where they are too many.
+        last_x = tl.minimum(first_x + COLUMNS, width) - 1
+        last_y = tl.minimum((first_word + GROUP) * WORD, height) - 1
+        first_row, last_row = _tap(rows, first_word * WORD), _tap(rows, last_y) + 2
+        first_column, last_column = _tap(columns, first_x), _tap(columns, last_x) + 2
         patch_rows = tl.minimum(first_row + tl.arange(0, PATCH_ROWS), last_row)
         patch_columns = tl.minimum(first_column + tl.arange(0, PATCH_COLUMNS), last_column)
         patch = tl.load(logits + patch_rows[:, None] * SIDE + patch_columns[None, :])
-        lowest, highest = tl.min(tl.min(patch, 1), 0), tl.max(tl.max(patch, 1), 0)
+        lowest, highest = tl.min(tl.min(patch, 0), 0), tl.max(tl.max(patch, 0), 0)
         slack = SLACK * tl.maximum(tl.abs(lowest), tl.abs(highest))
         fits = (last_row - first_row < PATCH_ROWS) & (last_column - first_column < PATCH_COLUMNS)
-        value = tl.zeros([WORD, COLUMNS], tl.float32) + lowest
-        clear = (lowest - slack > threshold + offset) | (highest + slack < threshold - offset)
-        if not (fits & clear):
-            value = tl.zeros([WORD, COLUMNS], tl.float32)
-            for i in tl.static_range(3):
-                across = tl.zeros([WORD, COLUMNS], tl.float32)
-                for j in tl.static_range(3):
-                    weight = tl.load(columns + x * 4 + 1 + j, mask=in_width, other=0.0)
-                    across += weight[None, :] * tl.load(logits + (top + i)[:, None] * SIDE + (left + j)[None, :])
-                value += tl.load(rows + y * 4 + 1 + i, mask=in_height, other=0.0)[:, None] * across
-        above = inside & (value > threshold)
-        shifted = above.to(tl.int32) << tl.arange(0, WORD)[:, None]
-        tl.store(bits + x * words + word, tl.sum(shifted, 0), mask=in_width)
-        counts = above.to(tl.int32)
-        area = tl.sum(tl.sum(counts, 0), 0)
-        outer = tl.sum(tl.sum((inside & (value > threshold - offset)).to(tl.int32), 0), 0)
+        clear = fits & ((lowest - slack > threshold + offset) | (highest + slack < threshold - offset))
+        x = first_x + tl.arange(0, COLUMNS)
+        in_width = x < width
+        left = tl.load(columns + x * 4, mask=in_width, other=0.0).to(tl.int32)
+        area, inner, outer = (
+            tl.zeros([COLUMNS], tl.int32),
+            tl.zeros([COLUMNS], tl.int32),
+            tl.zeros([COLUMNS], tl.int32),
+        )
+        from_bottom, bottom = tl.zeros([COLUMNS], tl.int32), tl.zeros([COLUMNS], tl.int32)
+        for word in range(first_word, tl.minimum(first_word + GROUP, words)):
+            y = word * WORD + tl.arange(0, WORD)
+            in_height = y < height
+            value = tl.zeros([WORD, COLUMNS], tl.float32) + lowest
+            if not clear:
+                top = tl.load(rows + y * 4, mask=in_height, other=0.0).to(tl.int32)
+                value = tl.zeros([WORD, COLUMNS], tl.float32)
+                for i in tl.static_range(3):
+                    across = tl.zeros([WORD, COLUMNS], tl.float32)
+                    for j in tl.static_range(3):
+                        weight = tl.load(columns + x * 4 + 1 + j, mask=in_width, other=0.0)
+                        across += weight[None, :] * tl.load(logits + (top + i)[:, None] * SIDE + (left + j)[None, :])
+                    value += tl.load(rows + y * 4 + 1 + i, mask=in_height, other=0.0)[:, None] * across
+            inside = in_height[:, None] & in_width[None, :]
+            above = (inside & (value > threshold)).to(tl.int32)
+            packed = tl.sum(above << tl.arange(0, WORD)[:, None], 0)
+            tl.store(bits + x * words + word, packed, mask=in_width)
+            area += tl.sum(above, 0)
+            inner += tl.sum((inside & (value > threshold + offset)).to(tl.int32), 0)
+            outer += tl.sum((inside & (value > threshold - offset)).to(tl.int32), 0)
+            from_bottom = tl.maximum(from_bottom, tl.max(above * (height - y)[:, None], 0))
+            bottom = tl.maximum(bottom, tl.max(above * (y + 1)[:, None], 0))
         own = measures + mask * MEASURES
-        if outer > 0:
-            inner = tl.sum(tl.sum((inside & (value > threshold + offset)).to(tl.int32), 0), 0)
-            tl.atomic_add(own + 1, inner)
-            tl.atomic_add(own + 2, outer)
-        if area > 0:
-            tl.atomic_add(own, area)
-            tl.atomic_max(own + 3, tl.max(tl.max(counts * (width - x)[None, :], 0), 0))
-            tl.atomic_max(own + 4, tl.max(tl.max(counts * (height - y)[:, None], 0), 0))
-            tl.atomic_max(own + 5, tl.max(tl.max(counts * (x + 1)[None, :], 0), 0))
-            tl.atomic_max(own + 6, tl.max(tl.max(counts * (y + 1)[:, None], 0), 0))
+        in_outer = tl.sum(outer, 0)
+        if in_outer > 0:
+            tl.atomic_add(own + 1, tl.sum(inner, 0))
+            tl.atomic_add(own + 2, in_outer)
+        in_mask = tl.sum(area, 0)
+        if in_mask > 0:
+            tl.atomic_add(own, in_mask)
+            hit = (area > 0).to(tl.int32)
+            tl.atomic_max(own + 3, tl.max(hit * (width - x), 0))
+            tl.atomic_max(own + 4, tl.max(from_bottom, 0))
+            tl.atomic_max(own + 5, tl.max(hit * (x + 1), 0))
+            tl.atomic_max(own + 6, tl.max(bottom, 0))
+
+
+@triton.jit
+def _tap(table, place):
+    """The first of the three logits at a place along an axis."""
+    return tl.load(table + place * 4).to(tl.int32)
 
 
 @triton.jit
@@ -222,14 +245,13 @@ def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.co
         place += tl.sum(found, 1)
 
 
-def cut_masks(plan: torch.Tensor, thresholds: torch.Tensor, sizes: npt.NDArray[np.int64]) -> CutBits:
+def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> CutBits:
     """Cut masks whose logits, tables and room for bits lie at addresses.
 
     Args:
-        plan: [M, 8] int64 on the device, contiguous: logits [256, 256] float32, taps of rows and of columns as of
+        plan: [M, 9] int64 on the device, contiguous: logits [256, 256] float32, taps of rows and of columns as of
             `axis_taps`, bits [width, words] int32, all contiguous; then the columns of the masks before it, height,
-            width, and words, height / 32 rounded up.
-        thresholds: [M, 2] float32 on the device: of the mask, and the stability offset, which is not negative.
+            width, and words, height / 32 rounded up; then threshold and stability offset, not negative, as float32.
         sizes: [M, 2], height and width of each mask.
 
     Raises:
@@ -240,14 +262,12 @@ def cut_masks(plan: torch.Tensor, thresholds: torch.Tensor, sizes: npt.NDArray[n
         raise ValueError(
             f"plan must be contiguous int64 [{masks}, {PLAN_COLUMNS}], not {plan.dtype} {list(plan.shape)}"
         )
-    if thresholds.shape != (masks, 2) or thresholds.dtype != torch.float32 or not thresholds.is_contiguous():
-        raise ValueError(f"thresholds must be contiguous float32 [{masks}, 2], not {list(thresholds.shape)}")
     measures = plan.new_zeros(masks, MEASURES, dtype=torch.int32)
-    tiles = int((-(-sizes[:, 0] // WORD) * -(-sizes[:, 1] // COLUMNS)).max())
+    tiles = int((-(-sizes[:, 0] // (WORD * GROUP)) * -(-sizes[:, 1] // COLUMNS)).max())
     _cut_kernel[(tiles, masks)](
-        plan, thresholds, measures,
-        SIDE=SIDE, WORD=WORD, COLUMNS=COLUMNS, PLAN=PLAN_COLUMNS, MEASURES=MEASURES,
-        PATCH_ROWS=PATCH_ROWS, PATCH_COLUMNS=PATCH_COLUMNS, SLACK=SLACK, num_warps=4,
+        plan, measures,
+        SIDE=SIDE, WORD=WORD, COLUMNS=COLUMNS, GROUP=GROUP, PLAN=PLAN_COLUMNS, MEASURES=MEASURES,
+        PATCH_ROWS=PATCH_ROWS, PATCH_COLUMNS=PATCH_COLUMNS, SLACK=SLACK, num_warps=1,
     )  # fmt: skip
     grid, options = _column_launch(sizes)
     counts = plan.new_empty(int(sizes[:, 1].sum()), dtype=torch.int32)

@@ -90,7 +90,7 @@ def encode_runs(
     """Encode the runs of some masks that follow one another.
 
     Args:
-        plan, measures: [M, 8] each, the rows of these masks of what `cut_masks` takes and gives.
+        plan, measures: the rows of these masks of what `cut_masks` takes and gives.
         ends: [W] int32, of `cut_masks`, of all masks.
         boundaries: int32, of `place_boundaries`, of these masks.
         base: boundaries of the masks before them.

@@ -132,12 +132,13 @@ def launch_read_pixels(
     parts = shares if shares > 1 else 0
     partial = rows.new_empty(prompts * parts * count * channels, dtype=torch.float32)
     maxima, sums = rows.new_empty(2, prompts * parts * count, dtype=torch.float32)
+    block, warps = (32, 4) if positions is not None else (64, 8)
     # One stage: with two, Triton 3.6 and 3.7 fetch the next v, which k is made of too, over the one still being read.
     _read_kernel[(count // BLOCK_ROWS, shares, prompts)](
         rows, sources, positions, partial, maxima, sums, out, pixels * width,
         KEY=key_column, VALUE=value_column, WIDTH=width, N=pixels, R=count, D=channels,
         ADDRESSED=sources.dtype == torch.int64, LOCATED=positions is not None, SHARES=shares,
-        BLOCK_R=BLOCK_ROWS, BLOCK_N=PIXEL_TILES[rows.dtype], num_warps=8, num_stages=1,
+        BLOCK_R=BLOCK_ROWS, BLOCK_N=min(block, PIXEL_TILES[rows.dtype]), num_warps=warps, num_stages=1,
     )  # fmt: skip
     if shares > 1:
         _join_kernel[(count // 4, prompts)](

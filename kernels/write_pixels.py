@@ -134,7 +134,7 @@ def write_pixels(
     _write_kernel[(pixels // block, prompts)](
         rows, constants, written, sources, positions, norm_weight, norm_bias, out, eps, pixels * width,
         QUERY=query_column, WIDTH=width, N=pixels, R=count, D=channels, C=CHANNELS, HEAD_COUNT=HEADS,
-        ADDRESSED=addressed, LOCATED=positions is not None, BLOCK_N=block, num_warps=8, num_stages=1,
+        ADDRESSED=addressed, LOCATED=positions is not None, BLOCK_N=block, num_warps=4, num_stages=1,
     )  # fmt: skip
     return out
 

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 import numpy as np
 from decoder_support import embedding, image_job, input_size_of, prompt, random_sam, reference
 
-from splitsam.decoder_service.cutting import BOUNDARIES_PER_MASK, Cut, Cutter, Uncut
+from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
 from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import pack
@@ -168,19 +168,22 @@ def smooth_logits(seed: int, count: int) -> torch.Tensor:
     return 6 * torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic")[:, 0].contiguous()
 
 
-@pytest.mark.parametrize("room", [BOUNDARIES_PER_MASK, 10])
-def test_masks_cut_on_a_gpu_are_those_of_the_cpu(room: int):
+@pytest.mark.parametrize("at_once", [2**25, 10_000])
+def test_masks_cut_on_a_gpu_are_those_of_the_cpu(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("splitsam.decoder_service.cutting.BOUNDARIES_AT_ONCE", at_once)
     sizes = [(1080, 1920), (333, 517), (1, 7), (2100, 1400), (40, 1031), (4097, 33)]
     logits = torch.cat([smooth_logits(1, len(sizes)), 9 * torch.randn(1, 256, 256), torch.full((1, 256, 256), -9.0)])
     sizes += [(700, 900), (64, 64)]
     on_gpu = logits.to(GPU)
-    uncut = [Uncut(one, input_size_of(size), size, Cut(0.25, 1.5)) for one, size in zip(on_gpu, sizes, strict=True)]
-    for one, size, mask in zip(logits, sizes, Cutter(GPU).cut(uncut, room), strict=True):
+    canvases = [Canvas(input_size_of(size), size, Cut(0.25, 1.5)) for size in sizes]
+    addresses = np.array([one.data_ptr() for one in on_gpu])
+    made = Cutter(GPU).cut(addresses, np.arange(len(sizes)), canvases)
+    for one, size, mask in zip(logits, sizes, made, strict=True):
         options = {"mask_threshold": 0.25, "stability_offset": 1.5}
         [(bitmap, stability)] = cut_masks(one[None], input_size=input_size_of(size), original_size=size, **options)
         pixels = mask.to_bitmap()
         assert (pixels == bitmap).mean() >= 0.9999
-        assert mask.encode_rle() == encode_rle(pixels)
+        assert mask.rle.decode() == encode_rle(pixels)
         assert mask.area_px == pixels.sum()
         rows, columns = np.nonzero(pixels)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None

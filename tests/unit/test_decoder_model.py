@@ -196,12 +196,13 @@ def test_prompts_that_find_their_image_by_its_address_get_the_same_logits():
         image_job(image, ODD_SIZE, [prompt(j, ODD_SIZE, **kind) for j, kind in enumerate(kinds)]) for image in images
     ]
     expected = model.decode(jobs)
-    tiles = pack(jobs, 16)
+    tiles = list(pack(jobs, 16))
     assert sum(len(tile.owners) for tile in tiles) == 8
     for tile in tiles:
         found = runner.run(tile, [images[i] for i in tile.job_of_source])
         for row, (i, j) in enumerate(tile.owners):
             answer = expected[i][j]
             torch.testing.assert_close(found.logits[row], answer.logits, atol=2e-5, rtol=0)
-            assert found.mask_indices[row].tolist() == list(answer.mask_indices)
-            assert found.predicted_iou[row].tolist() == pytest.approx(list(answer.predicted_iou), abs=1e-5)
+            indices, ious = found.scores[row].unbind(-1)
+            assert indices.tolist() == list(answer.mask_indices)
+            assert ious.tolist() == pytest.approx(list(answer.predicted_iou), abs=1e-5)
