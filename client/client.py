@@ -135,11 +135,11 @@ class Client:
     def encode_many(
         self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0
     ) -> Iterator[BulkResult]:
-        """Encode many images over one stream; results come in order of completion, errors among them.
+        """Encode many images over one stream, those that are not yet; results come as they are ready, errors among them.
 
         Args:
             images: taken as room comes, so a generator over a large folder is read lazily.
-            in_flight: images sent and not yet answered, each of them in memory.
+            in_flight: images sent and not yet answered at most, each of them in memory; fewer while the queue is full.
             stream_timeout_s: deadline of the whole stream; the server's silence is bounded by `encode_timeout_s`.
 
         Raises:

@@ -52,6 +52,7 @@ class Operations:
             in_flight,
             self.encode_timeout_s,
             stream_timeout_s,
+            self._look_up_for_bulk,
             self._encoder_info,
             self.retry,
             replicas=len(self.connection.encoders),
@@ -139,24 +140,37 @@ class Operations:
     ) -> Operation[EncodedImage]:
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
         addresses = rendezvous(self.connection.encoders, sha256.hex())
-        digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256)
-        look_up = Unary("encoder", addresses[0], "LookUpEmbedding", digest, 0.0)
-        found: encoder_pb2.LookUpEmbeddingResponse
-        try:
-            _, found = yield from self._call(look_up, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
-        except SplitsamError as error:
-            # Without its cache the encoder cannot look up, but it can encode.
-            if error.reason != "CACHE_UNAVAILABLE":
-                raise
-            found = encoder_pb2.LookUpEmbeddingResponse()
-        if found.found:
-            return answers.encoded_image(found.embedding, source, sha256, cache_hit=True, stored=True)
+        stored = yield from self._look_up(sha256, deadline_s)
+        if stored is not None:
+            return answers.encoded_image(stored, source, sha256, cache_hit=True, stored=True)
         upload = Unary("encoder", addresses[0], "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
         made: encoder_pb2.EncodeImageResponse
         _, made = yield from self._call(upload, addresses, deadline_s)
         return answers.encoded_image(
             made.embedding, source, sha256, cache_hit=made.cache_hit, stored=made.stored, timings=made.timings
         )
+
+    def _look_up(self, sha256: bytes, deadline_s: float) -> Operation[encoder_pb2.EmbeddingInfo | None]:
+        """What the cache holds of an image; None as well when the encoder has no cache, and so cannot look up."""
+        addresses = rendezvous(self.connection.encoders, sha256.hex())
+        step = Unary(
+            "encoder", addresses[0], "LookUpEmbedding", encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256), 0.0
+        )
+        found: encoder_pb2.LookUpEmbeddingResponse
+        try:
+            _, found = yield from self._call(step, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
+        except SplitsamError as error:
+            if error.reason != "CACHE_UNAVAILABLE":
+                raise
+            return None
+        return found.embedding if found.found else None
+
+    def _look_up_for_bulk(self, sha256: bytes) -> Operation[encoder_pb2.EmbeddingInfo | None]:
+        """As `_look_up`; where that fails, the image is sent, and the stream meets whatever is wrong."""
+        try:
+            return (yield from self._look_up(sha256, self._deadline_s(None, self.encode_timeout_s)))
+        except SplitsamError:
+            return None
 
     def _predict_on(
         self, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None

@@ -61,6 +61,9 @@ def abort(context, error):
 
 
 class ScriptedEncoder(Scripted, encoder_pb2_grpc.EncoderServiceServicer):
+    def __init__(self, **script):
+        super().__init__(**{"LookUpEmbedding": [NOT_FOUND], **script})
+
     def LookUpEmbedding(self, request, context):
         return self.next("LookUpEmbedding", request, context)
 
@@ -375,6 +378,28 @@ def test_encode_many_sends_no_more_than_asked(call):
     assert most == 3
 
 
+def test_encode_many_sends_nothing_that_is_stored(call):
+    sent = []
+    encoder = ScriptedEncoder(
+        LookUpEmbedding=[FOUND, NOT_FOUND, FOUND],
+        EncodeImages=[bulk(lambda request: sent.append(request.image) or encoded(request))],
+    )
+    results = {r.position: r.image for r in call("encode_many", [b"1", b"2", b"3"], encoder=encoder)}
+    assert sent == [b"2"]
+    assert [results[position].cache_hit for position in range(3)] == [True, False, True]
+    assert all(image.stored and image.key == KEY for image in results.values())
+    digests = [request.image_sha256 for method, request, *_ in encoder.calls if method == "LookUpEmbedding"]
+    assert digests == [hashlib.sha256(image).digest() for image in (b"1", b"2", b"3")]
+
+
+def test_encode_many_sends_what_cannot_be_looked_up(call):
+    encoder = ScriptedEncoder(
+        LookUpEmbedding=[errors.CacheUnavailable("no cache", retry_delay_s=60)], EncodeImages=[bulk(encoded)]
+    )
+    results = call("encode_many", [b"1", b"2"], encoder=encoder)
+    assert [result.image.cache_hit for result in results] == [False, False]
+
+
 def take(requests, count):
     taken = []
     for request in requests:
@@ -416,7 +441,7 @@ def test_encode_many_opens_the_stream_again_when_asked(call):
     encoder = ScriptedEncoder(EncodeImages=[one_then_drain, bulk(encoded)])
     results = call("encode_many", [b"1", b"2", b"3", b"4"], encoder=encoder, in_flight=3)
     assert sorted(result.position for result in results) == [0, 1, 2, 3]
-    assert len(encoder.calls) == 2
+    assert encoder.methods().count("EncodeImages") == 2
 
 
 def test_encode_many_raises_when_the_stream_fails(call):
