@@ -26,6 +26,8 @@ VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
     "gpu with TLS": ("gpu", ("tls", "mutual-tls", "redis-tls", "monitoring")),
     "cpu-kind with TLS": ("cpu-kind", ("tls",)),
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
+    "cpu-kind with a dataset": ("cpu-kind", ("encode-dataset",)),
+    "mesh with monitoring": ("mesh", ("monitoring",)),
 }
 SERVICES = ("encoder", "decoder")
 
@@ -81,10 +83,10 @@ def containers(spec: Manifest) -> list[Manifest]:
 
 
 def pod_labels(manifests: Sequence[Manifest]) -> dict[str, dict[str, str]]:
-    """Labels of the pods of each Deployment."""
+    """Labels of the pods of each Deployment and Job."""
     return {
         manifest["metadata"]["name"]: manifest["spec"]["template"]["metadata"]["labels"]
-        for manifest in of_kind(manifests, "Deployment")
+        for manifest in (*of_kind(manifests, "Deployment"), *of_kind(manifests, "Job"))
     }
 
 

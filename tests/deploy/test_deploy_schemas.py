@@ -14,6 +14,8 @@ VERSIONS = list(dict.fromkeys(all_versions()))[-3:]  # each is listed twice: wit
 FIELDS_OF_OPERATORS = {
     "ServiceMonitor": {"selector", "endpoints"},
     "PrometheusRule": {"groups"},
+    "PeerAuthentication": {"selector", "mtls", "portLevelMtls"},
+    "DestinationRule": {"host", "trafficPolicy"},
     "ScaledObject": {
         *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod"),
         *("fallback", "triggers"),

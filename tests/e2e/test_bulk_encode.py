@@ -1,13 +1,17 @@
 """`splitsam encode` against running services: folders, lists, shards, bad files, and a second run."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from e2e_support import draw, image_file, run_command
 from relay import Relay
 
+from splitsam.client import cli
 from splitsam.client.image_list import Shard
 
+JOB = Path(__file__).parents[2] / "deploy" / "kustomize" / "components" / "encode-dataset" / "job.yaml"
 NAMES = ("a.jpg", "deep/b.jpg", "deep/c.jpg")
 
 
@@ -57,10 +61,27 @@ def test_shards_of_a_list_and_of_a_coco_file_are_the_whole(alpha, where, images,
     (tmp_path / "coco.json").write_text(json.dumps({"images": [{"file_name": name} for name in NAMES]}))
     for name in NAMES:
         alpha.encode((images / name).read_bytes())
-    for source in (("--list", "list.txt"), ("--coco", "coco.json")):
-        for index in range(2):
-            expected = sum(Shard(index, 2).holds(name) for name in NAMES)
-            shard = "--root", images, "--shard", f"{index}/2"
-            result = run_command("encode", *source, *shard, *where, folder=tmp_path)
-            assert result.returncode == 0, result.stderr
-            assert result.stdout.startswith(f"{expected} of {expected} images are encoded (")
+    for index, source in enumerate((("--list", "list.txt"), ("--coco", "coco.json"))):
+        expected = sum(Shard(index, 2).holds(name) for name in NAMES)
+        result = run_command("encode", *source, "--root", images, "--shard", f"{index}/2", *where, folder=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(f"{expected} of {expected} images are encoded (")
+
+
+def test_the_jobs_command_encodes_every_image_in_one_shard(alpha, stack, where, images, capsys):
+    """As the manifest has it, but for names that only exist in a cluster."""
+    [job] = [item for item in yaml.safe_load_all(JOB.read_text()) if item["kind"] == "Job"]
+    args = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    here = {
+        "/dataset": images,
+        "splitsam-encoder-replicas:50051": stack.encoder,
+        "/etc/splitsam/caller/token": where[-1],
+    }
+    counts = []
+    for index in range(job["spec"]["completions"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(here.get(word, word)).replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in args])
+        assert stopped.value.code == 0
+        counts.append(int(capsys.readouterr().out.split()[0]))
+    assert sum(counts) == len(NAMES)
+    assert all(alpha.look_up((images / name).read_bytes()).found for name in NAMES)
