@@ -135,7 +135,7 @@ class Client:
     def encode_many(
         self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0
     ) -> Iterator[BulkResult]:
-        """Encode many images over one stream, those that are not yet; results come as they are ready, errors among them.
+        """Encode those of many images that are not yet, over one stream; results, errors too, come as they are ready.
 
         Args:
             images: taken as room comes, so a generator over a large folder is read lazily.

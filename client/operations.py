@@ -12,7 +12,7 @@ from splitsam.client.connection import Connection, rendezvous
 from splitsam.client.errors import SplitsamError
 from splitsam.client.prompts import GridOptions, OutputOptions, Prompt, everything_message, output_message
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
-from splitsam.client.retry import RetryPolicy
+from splitsam.client.retry import Renewals, RetryPolicy
 from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
@@ -73,10 +73,10 @@ class Operations:
         return [results[position] for position in range(len(images))]
 
     def generate(self, image: Image, grid: GridOptions, options: OutputOptions, timeout_s: float) -> Operation[None]:
-        """Emit every mask of an image; once with a fresh embedding if it has expired."""
+        """Emit every mask of an image, with a fresh embedding where it is stale."""
         output = output_message(options)
         deadline_s = self.clock() + timeout_s
-        may_encode = True
+        renewals = Renewals(self.clock() + self.predict_timeout_s, self.clock)
         attempt = 0
         addresses = deque(self.decoders_of(image))
         while True:
@@ -92,8 +92,9 @@ class Operations:
             except SplitsamError as error:
                 if has_emitted:
                     raise
-                if error.reason == "EMBEDDING_EXPIRED" and may_encode:
-                    may_encode = False
+                wait_s = renewals.wait_s(error)
+                if wait_s is not None:
+                    yield Wait(wait_s)
                     [(image, _)] = yield from self._encode_again([(image, ())], error)
                     continue
                 attempt += 1
@@ -175,8 +176,9 @@ class Operations:
     def _predict_on(
         self, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None
     ) -> Operation[list[ImageMasks]]:
-        """One request; once with fresh embeddings if they have expired, once without tokens if those have."""
-        recoverable = {"EMBEDDING_EXPIRED", "REFINEMENT_EXPIRED"}
+        """One request, with fresh embeddings where those are stale; once without tokens if those have expired."""
+        may_drop_tokens = True
+        renewals = Renewals(self._deadline_s(timeout_s, self.predict_timeout_s), self.clock)
         addresses = self.decoders_of(images[0][0])
         while True:
             request = predict_request(images, output)
@@ -185,13 +187,15 @@ class Operations:
             try:
                 _, response = yield from self._call(step, addresses, deadline_s)
             except SplitsamError as error:
-                if error.reason not in recoverable:
-                    raise
-                recoverable.discard(error.reason)
-                if error.reason == "EMBEDDING_EXPIRED":
+                wait_s = renewals.wait_s(error)
+                if wait_s is not None:
+                    yield Wait(wait_s)
                     images = yield from self._encode_again(images, error)
-                else:
+                elif error.reason == "REFINEMENT_EXPIRED" and may_drop_tokens:
+                    may_drop_tokens = False
                     images = _without_tokens(images, error)
+                else:
+                    raise
             else:
                 return answers.image_masks(response)
 

@@ -279,6 +279,30 @@ def test_embedding_that_stays_expired_is_given_up(call):
     assert len(decoder.calls) == 2
 
 
+def test_embedding_of_the_model_before_is_encoded_again_until_both_services_have_followed(call):
+    other = errors.ModelMismatch("another model made it")
+    image = call("encode", IMAGE, encoder=encoder_with())
+    decoder = ScriptedDecoder(PredictMasks=[other, other, other, None])
+    encoder = encoder_with()
+    assert call("predict", image, points=[(1, 1)], encoder=encoder, decoder=decoder)[0].score == 0.5
+    assert encoder.methods().count("LookUpEmbedding") == 3
+    decoder = ScriptedDecoder(GenerateMasks=[other, other, FOUND_MASK])
+    assert len(call("generate", image, encoder=encoder_with(), decoder=decoder)) == 2
+
+
+def test_services_that_stay_of_two_models_are_an_error(call):
+    decoder = ScriptedDecoder(PredictMasks=[errors.ModelMismatch("another model made it")])
+    image = call("encode", IMAGE, encoder=encoder_with())
+    with pytest.raises(SplitsamError) as caught:
+        call("predict", image, points=[(1, 1)], timeout_s=0.25, encoder=encoder_with(), decoder=decoder)
+    assert caught.value.reason == "MODEL_MISMATCH"
+    assert 2 <= len(decoder.calls) <= 4
+    bare = ScriptedDecoder(PredictMasks=[errors.ModelMismatch("another model made it")])
+    with pytest.raises(SplitsamError):
+        call("predict", KEY, points=[(1, 1)], encoder=encoder_with(), decoder=bare)
+    assert len(bare.calls) == 1
+
+
 def test_expired_embedding_of_a_bare_key_is_an_error(call):
     decoder = ScriptedDecoder(PredictMasks=[errors.EmbeddingExpired("gone")])
     with pytest.raises(SplitsamError) as caught:
