@@ -31,6 +31,8 @@ from splitsam.client.steps import (
 from splitsam.client.transport import STUBS, idle_error
 from splitsam.v1 import encoder_pb2
 
+_LEFT_S = 3600.0  # for calls on a channel that was left
+
 
 class AioTransport:
     """The channels of an asyncio client, opened on first use, inside its event loop."""
@@ -38,15 +40,30 @@ class AioTransport:
     def __init__(self, where: Connection) -> None:
         self.where = where
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._left: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
+        for closing in self._left:
+            closing.cancel()
+        await asyncio.gather(*self._left, return_exceptions=True)
         for channel in self._channels.values():
             await channel.close()
 
-    def stub(self, service: str, address: str) -> Any:
+    def fail(self, address: str, channel: grpc.aio.Channel, error: SplitsamError) -> None:
+        """As `Channels.fail`."""
+        if error.is_of_a_server_that_goes and self._channels[address] is channel:
+            self._channels[address] = self.where.open_channel(address, grpc.aio, has_own_connection=True)
+            closing = asyncio.get_running_loop().create_task(channel.close(_LEFT_S))
+            self._left.add(closing)
+            closing.add_done_callback(self._left.discard)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
             self._channels[address] = self.where.open_channel(address, grpc.aio)
-        return STUBS[service](self._channels[address])
+        return self._channels[address]
+
+    def stub(self, service: str, address: str) -> Any:
+        return STUBS[service](self.channel(address))
 
     async def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
@@ -107,12 +124,15 @@ class AioTransport:
                 return await self._perform(step)
 
     async def _call(self, step: Unary | Collect) -> Any:
-        method = getattr(self.stub(step.service, step.address), step.method)
+        channel = self.channel(step.address)
+        method = getattr(STUBS[step.service](channel), step.method)
         call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
         try:
             return [message async for message in call] if isinstance(step, Collect) else await call
         except grpc.RpcError as error:
-            raise error_from_rpc(error, step.address) from error
+            failure = error_from_rpc(error, step.address)
+            self.fail(step.address, channel, failure)
+            raise failure from error
 
 
 class _Stream:
@@ -121,18 +141,22 @@ class _Stream:
     def __init__(self, transport: AioTransport) -> None:
         self._transport = transport
         self._address = ""
+        self._channel: Any = None
         self._call: Any = None
 
     def open(self, address: str, timeout_s: float) -> None:
         self.abandon()
         self._address = address
-        stub = self._transport.stub("encoder", self._address)
-        self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
+        self._channel = self._transport.channel(address)
+        self._call = STUBS["encoder"](self._channel).EncodeImages(
+            timeout=timeout_s, metadata=self._transport.where.metadata
+        )
 
     def follow(self, step: Follow) -> None:
         self.abandon()
         self._address = step.address
-        method = getattr(self._transport.stub(step.service, step.address), step.method)
+        self._channel = self._transport.channel(step.address)
+        method = getattr(STUBS[step.service](self._channel), step.method)
         self._call = method(step.request, timeout=step.timeout_s, metadata=self._transport.where.metadata)
 
     async def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
@@ -147,7 +171,9 @@ class _Stream:
         except TimeoutError as error:
             raise idle_error(self._address, idle_timeout_s) from error
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self._address) from error
+            failure = error_from_rpc(error, self._address)
+            self._transport.fail(self._address, self._channel, failure)
+            raise failure from error
         return None if response is grpc.aio.EOF else response
 
     async def close(self, idle_timeout_s: float) -> None:

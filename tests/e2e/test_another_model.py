@@ -95,6 +95,8 @@ def colours(stack, weights, other_weights, device_args, tenant_args):
         yield found
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_callers_are_moved_to_another_model_without_a_failure(colours, alpha, where, tmp_path):
     blue, green = colours["blue"], colours["green"]
     known = [{} for _ in range(2)]

@@ -144,7 +144,7 @@ def call(request, serve):
     def addresses(given):
         if isinstance(given, list):
             return [addresses(each) for each in given]
-        return given if given is GONE else serve(given)
+        return given if isinstance(given, str) else serve(given)
 
     async def run_async(where, method, arguments, options):
         async with AsyncClient(**where) as client:

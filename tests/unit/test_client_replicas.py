@@ -1,7 +1,9 @@
 """Several replicas of a service: one that is away is passed over, and nobody notices."""
+# ruff: noqa: N802 (the names of RPCs)
 
 import grpc
 import pytest
+from relay import Relay
 from test_client_calls import (  # noqa: F401 (fixtures)
     ENCODED,
     FOUND_MASK,
@@ -87,6 +89,35 @@ def test_everything_is_asked_of_the_next_decoder(call):  # noqa: F811
     alive = ScriptedDecoder(GenerateMasks=[FOUND_MASK])
     for key in KEYS[:4]:
         assert len(call("generate", key, decoder=[GONE, alive])) == 2
+
+
+class LastCall(ScriptedDecoder):
+    """Says that it goes, when whoever comes next is already sent elsewhere."""
+
+    relay = None
+    next_target = ""
+
+    def PredictMasks(self, request, context):
+        self.relay.target = self.next_target
+        return super().PredictMasks(request, context)
+
+    def GenerateMasks(self, request, context):
+        self.relay.target = self.next_target
+        yield from super().GenerateMasks(request, context)
+
+
+@pytest.mark.parametrize("method", ["predict", "generate"])
+def test_a_connection_whose_server_goes_is_left_for_a_new_one(call, serve, method):  # noqa: F811
+    goes = errors.NotReady("draining", retry_delay_s=SOON_S)
+    going = LastCall(PredictMasks=[goes], GenerateMasks=[goes])
+    alive = ScriptedDecoder(PredictMasks=[None], GenerateMasks=[FOUND_MASK])
+    going.next_target = serve(alive)
+    with Relay(serve(going)) as relay:
+        going.relay = relay
+        prompt = {"points": [(1, 1)]} if method == "predict" else {}
+        assert call(method, KEYS[0], decoder=relay.address, **prompt)
+    assert len(going.calls) == 1
+    assert alive.calls
 
 
 def test_encode_many_goes_on_with_the_next_encoder(call):  # noqa: F811
