@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from splitsam.client.answers import read_source
+from splitsam.client.channels import REFUSALS
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
 from splitsam.client.results import ImageSource
@@ -40,6 +41,7 @@ class AioTransport:
     def __init__(self, where: Connection) -> None:
         self.where = where
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._refusals: dict[str, int] = {}
         self._left: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -49,9 +51,14 @@ class AioTransport:
         for channel in self._channels.values():
             await channel.close()
 
-    def fail(self, address: str, channel: grpc.aio.Channel, error: SplitsamError) -> None:
-        """As `Channels.fail`."""
-        if error.is_of_a_server_that_goes and self._channels[address] is channel:
+    def settle(self, address: str, channel: grpc.aio.Channel, error: SplitsamError | None) -> None:
+        """A call has ended, with this error if it failed; see `Channels.end`."""
+        if self._channels[address] is not channel:
+            return
+        goes = error is not None and error.is_of_a_server_that_goes
+        self._refusals[address] = self._refusals.get(address, 0) + 1 if goes else 0
+        if self._refusals[address] >= REFUSALS:
+            self._refusals[address] = 0
             self._channels[address] = self.where.open_channel(address, grpc.aio, has_own_connection=True)
             closing = asyncio.get_running_loop().create_task(channel.close(_LEFT_S))
             self._left.add(closing)
@@ -127,12 +134,14 @@ class AioTransport:
         channel = self.channel(step.address)
         method = getattr(STUBS[step.service](channel), step.method)
         call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
+        failure: SplitsamError | None = None
         try:
             return [message async for message in call] if isinstance(step, Collect) else await call
         except grpc.RpcError as error:
             failure = error_from_rpc(error, step.address)
-            self.fail(step.address, channel, failure)
             raise failure from error
+        finally:
+            self.settle(step.address, channel, failure)
 
 
 class _Stream:
@@ -172,7 +181,7 @@ class _Stream:
             raise idle_error(self._address, idle_timeout_s) from error
         except grpc.RpcError as error:
             failure = error_from_rpc(error, self._address)
-            self._transport.fail(self._address, self._channel, failure)
+            self._transport.settle(self._address, self._channel, failure)
             raise failure from error
         return None if response is grpc.aio.EOF else response
 

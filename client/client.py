@@ -84,7 +84,8 @@ class Client:
     ) -> Sequence[Mask]:
         """Masks for one prompt: one, or three with `selection="all"`.
 
-        An embedding that has expired is encoded again once, if `image` is a handle that knows its source. A
+        An embedding that has expired is encoded again once, if `image` is a handle that knows its source; one that
+        another model made, until both services are of one model, within the deadline. A
         refinement token that has expired is dropped once and the prompt sent without it: the answer is then the
         prompt's own mask, unrefined, unless `mask_input` is a `Mask` that carries its logits.
 

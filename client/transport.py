@@ -105,16 +105,16 @@ class Transport:
 
     def _call(self, step: Unary | Collect) -> Any:
         line = self._channels.begin(step.address)
+        failure: SplitsamError | None = None
         try:
             method = getattr(STUBS[step.service](line.channel), step.method)
             answer = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
             return list(answer) if isinstance(step, Collect) else answer
         except grpc.RpcError as error:
             failure = error_from_rpc(error, step.address)
-            self._channels.fail(line, failure)
             raise failure from error
         finally:
-            self._channels.end(line)
+            self._channels.end(line, failure)
 
 
 class _Stream:
@@ -125,6 +125,7 @@ class _Stream:
         self._channels = channels
         self._address = ""
         self._line: Line | None = None
+        self._failure: SplitsamError | None = None
         self._outbox: SimpleQueue[encoder_pb2.EncodeImagesRequest | None] = SimpleQueue()
         self._call: Any = None
 
@@ -156,10 +157,8 @@ class _Stream:
         except grpc.RpcError as error:
             if silent.is_set():
                 raise idle_error(self._address, idle_timeout_s) from error
-            failure = error_from_rpc(error, self._address)
-            if self._line is not None:
-                self._channels.fail(self._line, failure)
-            raise failure from error
+            self._failure = error_from_rpc(error, self._address)
+            raise self._failure from error
         finally:
             timer.cancel()
 
@@ -174,8 +173,8 @@ class _Stream:
         if self._call is not None:
             self._call.cancel()
         if self._line is not None:
-            self._channels.end(self._line)
-            self._line = None
+            self._channels.end(self._line, self._failure)
+        self._line = self._failure = None
 
     def _begin(self, address: str) -> Line:
         self.abandon()
