@@ -14,7 +14,7 @@ from e2e_support import draw, is_serving, run_command, running_service, wait_unt
 from relay import Relay
 
 from splitsam.client import Client
-from splitsam.client.rle import decode_rle
+from splitsam.common.rle import decode_rle
 
 POINT = (100, 120)
 RIGHT_IOU = 0.99  # a batch may turn single pixels of an edge; the two models' masks are further apart, see `known`
