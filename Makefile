@@ -10,7 +10,7 @@ PACKAGES := $(addprefix splitsam.,$(TYPED))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo up test test-long lint format wheel evaluate clean
+.PHONY: help setup demo up test test-long lint check-deploy sbom format wheel evaluate clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,6 +38,14 @@ lint: setup ## Lint, format check, types, protobuf lint and compatibility
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 	cd protos && ../$(BIN)/buf lint
 	BUF=$(BIN)/buf protos/check_compatibility
+
+check-deploy: setup ## Manifests against schemas, policies and the code; the Dockerfile's lint
+	$(BIN)/hadolint --failure-threshold style deploy/docker/Dockerfile
+	$(BIN)/pytest tests/deploy
+
+sbom: setup ## Bill of materials of .venv, as CycloneDX, into out/
+	mkdir -p out
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file out/sbom.cdx.json $(BIN)/python
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from splitsam.client.answers import read_source
+from splitsam.client.channels import REFUSALS
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
 from splitsam.client.results import ImageSource
@@ -31,6 +32,8 @@ from splitsam.client.steps import (
 from splitsam.client.transport import STUBS, idle_error
 from splitsam.v1 import encoder_pb2
 
+_LEFT_S = 3600.0  # for calls on a channel that was left
+
 
 class AioTransport:
     """The channels of an asyncio client, opened on first use, inside its event loop."""
@@ -38,15 +41,36 @@ class AioTransport:
     def __init__(self, where: Connection) -> None:
         self.where = where
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._refusals: dict[str, int] = {}
+        self._left: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
+        for closing in self._left:
+            closing.cancel()
+        await asyncio.gather(*self._left, return_exceptions=True)
         for channel in self._channels.values():
             await channel.close()
 
-    def stub(self, service: str, address: str) -> Any:
+    def settle(self, address: str, channel: grpc.aio.Channel, error: SplitsamError | None) -> None:
+        """A call has ended, with this error if it failed; see `Channels.end`."""
+        if self._channels[address] is not channel:
+            return
+        goes = error is not None and error.is_of_a_server_that_goes
+        self._refusals[address] = self._refusals.get(address, 0) + 1 if goes else 0
+        if self._refusals[address] >= REFUSALS:
+            self._refusals[address] = 0
+            self._channels[address] = self.where.open_channel(address, grpc.aio, has_own_connection=True)
+            closing = asyncio.get_running_loop().create_task(channel.close(_LEFT_S))
+            self._left.add(closing)
+            closing.add_done_callback(self._left.discard)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
             self._channels[address] = self.where.open_channel(address, grpc.aio)
-        return STUBS[service](self._channels[address])
+        return self._channels[address]
+
+    def stub(self, service: str, address: str) -> Any:
+        return STUBS[service](self.channel(address))
 
     async def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
@@ -107,12 +131,17 @@ class AioTransport:
                 return await self._perform(step)
 
     async def _call(self, step: Unary | Collect) -> Any:
-        method = getattr(self.stub(step.service, step.address), step.method)
+        channel = self.channel(step.address)
+        method = getattr(STUBS[step.service](channel), step.method)
         call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
+        failure: SplitsamError | None = None
         try:
             return [message async for message in call] if isinstance(step, Collect) else await call
         except grpc.RpcError as error:
-            raise error_from_rpc(error, step.address) from error
+            failure = error_from_rpc(error, step.address)
+            raise failure from error
+        finally:
+            self.settle(step.address, channel, failure)
 
 
 class _Stream:
@@ -121,18 +150,22 @@ class _Stream:
     def __init__(self, transport: AioTransport) -> None:
         self._transport = transport
         self._address = ""
+        self._channel: Any = None
         self._call: Any = None
 
     def open(self, address: str, timeout_s: float) -> None:
         self.abandon()
         self._address = address
-        stub = self._transport.stub("encoder", self._address)
-        self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
+        self._channel = self._transport.channel(address)
+        self._call = STUBS["encoder"](self._channel).EncodeImages(
+            timeout=timeout_s, metadata=self._transport.where.metadata
+        )
 
     def follow(self, step: Follow) -> None:
         self.abandon()
         self._address = step.address
-        method = getattr(self._transport.stub(step.service, step.address), step.method)
+        self._channel = self._transport.channel(step.address)
+        method = getattr(STUBS[step.service](self._channel), step.method)
         self._call = method(step.request, timeout=step.timeout_s, metadata=self._transport.where.metadata)
 
     async def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
@@ -147,7 +180,9 @@ class _Stream:
         except TimeoutError as error:
             raise idle_error(self._address, idle_timeout_s) from error
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self._address) from error
+            failure = error_from_rpc(error, self._address)
+            self._transport.settle(self._address, self._channel, failure)
+            raise failure from error
         return None if response is grpc.aio.EOF else response
 
     async def close(self, idle_timeout_s: float) -> None:

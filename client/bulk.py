@@ -11,6 +11,9 @@ from splitsam.client.retry import RetryPolicy
 from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
 from splitsam.v1 import encoder_pb2
 
+# Nobody waits for a pass: it outlasts a queue that stays full and, once it has begun, the restart of the only encoder.
+_PATIENT = RetryPolicy(attempts=20)
+
 
 @dataclass
 class _Sent:
@@ -22,19 +25,21 @@ class _Sent:
 
 @dataclass
 class BulkEncode:
-    """One pass over many images, at most `in_flight` of them sent and unanswered.
+    """One pass over many images, at most `in_flight` of them sent and unanswered; those that are stored are not sent.
 
-    When the server asks to come again, for an image or for the whole stream, the pass pauses for that long: a
-    queue that is full for one image is full for the next.
+    When the server asks to come again, for an image or for the whole stream, the pass pauses for that long and has
+    half as many under way from then on: a queue that is full for one image is full for the next. Answers win the
+    room back, one image for as many answers as are under way.
 
     Args:
         sources: taken one by one, as room comes.
-        in_flight: images sent and unanswered at any time.
+        in_flight: images sent and unanswered at any time, at most.
         idle_timeout_s: longest silence of the server while it owes an answer.
         stream_timeout_s: deadline of a stream.
+        look_up: a call that returns what is stored of an image, by its SHA-256, or None.
         probe: a call that returns an encoder that is ready, and its limits; made before a stream is opened, because a
             stream that a server refuses while it is written to may not learn of the wait asked for.
-        retry: how often an image, or the stream without progress, is sent.
+        retry: how often a stream is opened that never answered.
         replicas: encoders that the probe chooses from.
     """
 
@@ -42,6 +47,7 @@ class BulkEncode:
     in_flight: int
     idle_timeout_s: float
     stream_timeout_s: float
+    look_up: Callable[[bytes], Operation[encoder_pb2.EmbeddingInfo | None]]
     probe: Callable[[], Operation[tuple[str, encoder_pb2.EncoderServiceGetModelInfoResponse]]]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     replicas: int = 1
@@ -50,6 +56,8 @@ class BulkEncode:
         self._owed: dict[int, _Sent] = {}
         self._to_send: deque[int] = deque()
         self._max_image_bytes = 0
+        self._window = float(self.in_flight)
+        self._has_answered = False
 
     def steps(self) -> Operation[None]:
         """Emit a result for each image, in order of completion.
@@ -79,7 +87,8 @@ class BulkEncode:
                 failures += 1
                 wait_s: float | None = 0.0  # the probe finds another replica
                 if failures >= self.replicas or not error.is_of_one_replica:
-                    wait_s = self.retry.wait_s(error, failures, self.stream_timeout_s, replicas=self.replicas)
+                    retry, replicas = (_PATIENT, 2) if self._has_answered else (self.retry, self.replicas)
+                    wait_s = retry.wait_s(error, failures, self.stream_timeout_s, replicas=replicas)
                 if wait_s is None:
                     raise
                 is_open = False
@@ -90,7 +99,7 @@ class BulkEncode:
         while True:
             while self._to_send:
                 yield SendBulk(self._owed[self._to_send.popleft()].request)
-            if len(self._owed) >= self.in_flight:
+            if len(self._owed) >= int(self._window):
                 return
             position, source = next(waiting, (-1, b""))
             if position < 0:
@@ -103,6 +112,11 @@ class BulkEncode:
             if 0 < self._max_image_bytes < len(content):  # gRPC's own limit would end the stream
                 yield Emit(BulkResult(position, source, error=too_large("image", len(content), self._max_image_bytes)))
                 continue
+            stored = yield from self.look_up(sha256)
+            if stored is not None:
+                found = answers.encoded_image(stored, source, sha256, cache_hit=True, stored=True)
+                yield Emit(BulkResult(position, source, image=found))
+                continue
             request = encoder_pb2.EncodeImagesRequest(request_id=position, image=content)
             self._owed[position] = _Sent(source, sha256, request)
             self._to_send.append(position)
@@ -112,19 +126,22 @@ class BulkEncode:
             raise stream_ended(f"the encoder owes {len(self._owed)} answers and ended the stream")
         if response.request_id not in self._owed:
             raise stream_broken(f"the encoder answered an image that was not sent: {response.request_id}")
+        self._has_answered = True
         position = response.request_id
         sent = self._owed[position]
         if response.WhichOneof("outcome") == "error":
             error = error_from_item(response.error)
-            wait_s = self.retry.wait_s(error, sent.attempts, self.idle_timeout_s)
+            wait_s = _PATIENT.wait_s(error, sent.attempts, self.idle_timeout_s)
             if wait_s is not None:
                 sent.attempts += 1
+                self._window = max(self._window / 2, 1.0)
                 yield Wait(wait_s)
                 self._to_send.append(position)
                 return
             result = BulkResult(position, sent.source, error=error)
         else:
             result = BulkResult(position, sent.source, image=_encoded(response.result, sent))
+            self._window = min(self._window + 1 / self._window, self.in_flight)
         del self._owed[position]
         yield Emit(result)
 

@@ -193,13 +193,26 @@ def segment(
 @with_client
 def encode(
     client: Client,
-    paths: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for images.")],
-    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Images under way at a time.")] = 8,
+    paths: Annotated[list[Path], typer.Argument(help="Images, and folders that are searched for images.")] = [],  # noqa: B006
+    listed: Annotated[Path | None, typer.Option("--list", help="Text file, the path of an image on a line.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="COCO annotation file, for the images that it names.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the images of --list and --coco; default: that of the file.")
+    ] = None,
+    shard: Annotated[str, typer.Option(help="I/N: part I, counted from 0, of N; chosen by the images' names.")] = "0/1",
+    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Images under way at a time, at most.")] = 8,
+    report: Annotated[Path | None, typer.Option(help="Write counts and failures to a file, as JSON.")] = None,
 ) -> None:
-    """Encode many images ahead of time; goes on past bad files and lists them at the end."""
-    from splitsam.client.bulk_encode import run_bulk_encode
+    """Encode many images ahead of time, those that are not yet; goes on past bad files and names them.
 
-    raise typer.Exit(run_bulk_encode(client, paths, in_flight))
+    Exits with 0 when all are encoded and stored, 3 when only images that will never be are missing (a file that is no
+    image or does not exist), else 1: another run may do more.
+    """
+    from splitsam.client.bulk_encode import run_bulk_encode
+    from splitsam.client.image_list import parse_shard, select_images
+
+    images = select_images(paths, listed=listed, coco=coco, root=root, shard=parse_shard(shard))
+    raise typer.Exit(run_bulk_encode(client, images, in_flight, report))
 
 
 @app.command()

@@ -84,7 +84,8 @@ class Client:
     ) -> Sequence[Mask]:
         """Masks for one prompt: one, or three with `selection="all"`.
 
-        An embedding that has expired is encoded again once, if `image` is a handle that knows its source. A
+        An embedding that has expired is encoded again once, if `image` is a handle that knows its source; one that
+        another model made, until both services are of one model, within the deadline. A
         refinement token that has expired is dropped once and the prompt sent without it: the answer is then the
         prompt's own mask, unrefined, unless `mask_input` is a `Mask` that carries its logits.
 
@@ -135,11 +136,11 @@ class Client:
     def encode_many(
         self, images: Iterable[ImageSource], *, in_flight: int = 8, stream_timeout_s: float = 3600.0
     ) -> Iterator[BulkResult]:
-        """Encode many images over one stream; results come in order of completion, errors among them.
+        """Encode those of many images that are not yet, over one stream; results, errors too, come as they are ready.
 
         Args:
             images: taken as room comes, so a generator over a large folder is read lazily.
-            in_flight: images sent and not yet answered, each of them in memory.
+            in_flight: images sent and not yet answered at most, each of them in memory; fewer while the queue is full.
             stream_timeout_s: deadline of the whole stream; the server's silence is bounded by `encode_timeout_s`.
 
         Raises:

@@ -57,9 +57,11 @@ class Connection:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def open_channel(self, address: str, grpc_module: Any = grpc) -> Any:
-        """Open a channel of `grpc` or of `grpc.aio`."""
+    def open_channel(self, address: str, grpc_module: Any = grpc, *, has_own_connection: bool = False) -> Any:
+        """Open a channel of `grpc` or of `grpc.aio`; those to one address share a connection, or it gets its own."""
         options = channel_options(address)
+        if has_own_connection:
+            options.append(("grpc.use_local_subchannel_pool", 1))
         if self.tls is None:
             return grpc_module.insecure_channel(address, options=options)
         if self.tls.server_name is not None:

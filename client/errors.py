@@ -58,6 +58,11 @@ class SplitsamError(Exception):
         """
         return self.code is grpc.StatusCode.UNAVAILABLE and self.reason != "CACHE_UNAVAILABLE"
 
+    @property
+    def is_of_a_server_that_goes(self) -> bool:
+        """Whether the server itself said that it is loading or draining, so that its connection is of no use now."""
+        return self.reason == "NOT_READY"
+
     def __str__(self) -> str:
         reason = self.reason
         if self.code is grpc.StatusCode.INTERNAL and self.request_id:

@@ -12,7 +12,7 @@ from splitsam.client.connection import Connection, rendezvous
 from splitsam.client.errors import SplitsamError
 from splitsam.client.prompts import GridOptions, OutputOptions, Prompt, everything_message, output_message
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
-from splitsam.client.retry import RetryPolicy
+from splitsam.client.retry import Renewals, RetryPolicy
 from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
@@ -52,6 +52,7 @@ class Operations:
             in_flight,
             self.encode_timeout_s,
             stream_timeout_s,
+            self._look_up_for_bulk,
             self._encoder_info,
             self.retry,
             replicas=len(self.connection.encoders),
@@ -72,10 +73,10 @@ class Operations:
         return [results[position] for position in range(len(images))]
 
     def generate(self, image: Image, grid: GridOptions, options: OutputOptions, timeout_s: float) -> Operation[None]:
-        """Emit every mask of an image; once with a fresh embedding if it has expired."""
+        """Emit every mask of an image, with a fresh embedding where it is stale."""
         output = output_message(options)
         deadline_s = self.clock() + timeout_s
-        may_encode = True
+        renewals = Renewals(self.clock() + self.predict_timeout_s, self.clock)
         attempt = 0
         addresses = deque(self.decoders_of(image))
         while True:
@@ -91,8 +92,9 @@ class Operations:
             except SplitsamError as error:
                 if has_emitted:
                     raise
-                if error.reason == "EMBEDDING_EXPIRED" and may_encode:
-                    may_encode = False
+                wait_s = renewals.wait_s(error)
+                if wait_s is not None:
+                    yield Wait(wait_s)
                     [(image, _)] = yield from self._encode_again([(image, ())], error)
                     continue
                 attempt += 1
@@ -139,18 +141,9 @@ class Operations:
     ) -> Operation[EncodedImage]:
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
         addresses = rendezvous(self.connection.encoders, sha256.hex())
-        digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256)
-        look_up = Unary("encoder", addresses[0], "LookUpEmbedding", digest, 0.0)
-        found: encoder_pb2.LookUpEmbeddingResponse
-        try:
-            _, found = yield from self._call(look_up, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
-        except SplitsamError as error:
-            # Without its cache the encoder cannot look up, but it can encode.
-            if error.reason != "CACHE_UNAVAILABLE":
-                raise
-            found = encoder_pb2.LookUpEmbeddingResponse()
-        if found.found:
-            return answers.encoded_image(found.embedding, source, sha256, cache_hit=True, stored=True)
+        stored = yield from self._look_up(sha256, deadline_s)
+        if stored is not None:
+            return answers.encoded_image(stored, source, sha256, cache_hit=True, stored=True)
         upload = Unary("encoder", addresses[0], "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
         made: encoder_pb2.EncodeImageResponse
         _, made = yield from self._call(upload, addresses, deadline_s)
@@ -158,11 +151,34 @@ class Operations:
             made.embedding, source, sha256, cache_hit=made.cache_hit, stored=made.stored, timings=made.timings
         )
 
+    def _look_up(self, sha256: bytes, deadline_s: float) -> Operation[encoder_pb2.EmbeddingInfo | None]:
+        """What the cache holds of an image; None as well when the encoder has no cache, and so cannot look up."""
+        addresses = rendezvous(self.connection.encoders, sha256.hex())
+        step = Unary(
+            "encoder", addresses[0], "LookUpEmbedding", encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256), 0.0
+        )
+        found: encoder_pb2.LookUpEmbeddingResponse
+        try:
+            _, found = yield from self._call(step, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
+        except SplitsamError as error:
+            if error.reason != "CACHE_UNAVAILABLE":
+                raise
+            return None
+        return found.embedding if found.found else None
+
+    def _look_up_for_bulk(self, sha256: bytes) -> Operation[encoder_pb2.EmbeddingInfo | None]:
+        """As `_look_up`; where that fails, the image is sent, and the stream meets whatever is wrong."""
+        try:
+            return (yield from self._look_up(sha256, self._deadline_s(None, self.encode_timeout_s)))
+        except SplitsamError:
+            return None
+
     def _predict_on(
         self, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None
     ) -> Operation[list[ImageMasks]]:
-        """One request; once with fresh embeddings if they have expired, once without tokens if those have."""
-        recoverable = {"EMBEDDING_EXPIRED", "REFINEMENT_EXPIRED"}
+        """One request, with fresh embeddings where those are stale; once without tokens if those have expired."""
+        may_drop_tokens = True
+        renewals = Renewals(self._deadline_s(timeout_s, self.predict_timeout_s), self.clock)
         addresses = self.decoders_of(images[0][0])
         while True:
             request = predict_request(images, output)
@@ -171,13 +187,15 @@ class Operations:
             try:
                 _, response = yield from self._call(step, addresses, deadline_s)
             except SplitsamError as error:
-                if error.reason not in recoverable:
-                    raise
-                recoverable.discard(error.reason)
-                if error.reason == "EMBEDDING_EXPIRED":
+                wait_s = renewals.wait_s(error)
+                if wait_s is not None:
+                    yield Wait(wait_s)
                     images = yield from self._encode_again(images, error)
-                else:
+                elif error.reason == "REFINEMENT_EXPIRED" and may_drop_tokens:
+                    may_drop_tokens = False
                     images = _without_tokens(images, error)
+                else:
+                    raise
             else:
                 return answers.image_masks(response)
 

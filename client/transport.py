@@ -3,13 +3,14 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 
 from splitsam.client.answers import read_source
+from splitsam.client.channels import Channels, Line
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc
 from splitsam.client.steps import (
@@ -38,11 +39,10 @@ class Transport:
 
     def __init__(self, where: Connection) -> None:
         self._where = where
-        self._channels = {address: where.open_channel(address) for address in {*where.encoders, *where.decoders}}
+        self._channels = Channels(where)
 
     def close(self) -> None:
-        for channel in self._channels.values():
-            channel.close()
+        self._channels.close()
 
     def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
@@ -93,7 +93,7 @@ class Transport:
             case OpenBulk(address, timeout_s):
                 return stream.open(address, timeout_s)
             case Follow():
-                return stream.follow(step, self._method(step))
+                return stream.follow(step)
             case SendBulk(request):
                 return stream.send(request)
             case ReceiveBulk(idle_timeout_s):
@@ -103,39 +103,41 @@ class Transport:
             case _:
                 return self._perform(step)
 
-    def _method(self, step: Unary | Collect | Follow) -> Any:
-        return getattr(STUBS[step.service](self._channels[step.address]), step.method)
-
     def _call(self, step: Unary | Collect) -> Any:
+        line = self._channels.begin(step.address)
+        failure: SplitsamError | None = None
         try:
-            answer = self._method(step)(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+            method = getattr(STUBS[step.service](line.channel), step.method)
+            answer = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
             return list(answer) if isinstance(step, Collect) else answer
         except grpc.RpcError as error:
-            raise error_from_rpc(error, step.address) from error
+            failure = error_from_rpc(error, step.address)
+            raise failure from error
+        finally:
+            self._channels.end(line, failure)
 
 
 class _Stream:
     """An EncodeImages call that grpc feeds from a queue, on a thread of its own, or a call that only answers."""
 
-    def __init__(self, where: Connection, channels: Mapping[str, grpc.Channel]) -> None:
+    def __init__(self, where: Connection, channels: Channels) -> None:
         self._where = where
         self._channels = channels
         self._address = ""
+        self._line: Line | None = None
+        self._failure: SplitsamError | None = None
         self._outbox: SimpleQueue[encoder_pb2.EncodeImagesRequest | None] = SimpleQueue()
         self._call: Any = None
 
     def open(self, address: str, timeout_s: float) -> None:
-        self.abandon()
-        self._address = address
+        stub = STUBS["encoder"](self._begin(address).channel)
         self._outbox = SimpleQueue()
-        stub = STUBS["encoder"](self._channels[address])
         requests = iter(self._outbox.get, None)
         self._call = stub.EncodeImages(requests, timeout=timeout_s, metadata=self._where.metadata)
 
-    def follow(self, step: Follow, method: Any) -> None:
-        self.abandon()
-        self._address = step.address
-        self._call = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+    def follow(self, step: Follow) -> None:
+        stub = STUBS[step.service](self._begin(step.address).channel)
+        self._call = getattr(stub, step.method)(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
 
     def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
         self._outbox.put(request)
@@ -155,7 +157,8 @@ class _Stream:
         except grpc.RpcError as error:
             if silent.is_set():
                 raise idle_error(self._address, idle_timeout_s) from error
-            raise error_from_rpc(error, self._address) from error
+            self._failure = error_from_rpc(error, self._address)
+            raise self._failure from error
         finally:
             timer.cancel()
 
@@ -169,6 +172,15 @@ class _Stream:
         self._outbox.put(None)
         if self._call is not None:
             self._call.cancel()
+        if self._line is not None:
+            self._channels.end(self._line, self._failure)
+        self._line = self._failure = None
+
+    def _begin(self, address: str) -> Line:
+        self.abandon()
+        self._address = address
+        self._line = self._channels.begin(address)
+        return self._line
 
 
 def idle_error(address: str, idle_timeout_s: float) -> SplitsamError:

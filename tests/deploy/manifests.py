@@ -1,6 +1,7 @@
 """The manifests of deploy/kustomize as `kubectl kustomize` builds them, and ways to look into them."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -17,15 +18,20 @@ KUSTOMIZE = DEPLOY / "kustomize"
 PROGRAMS = Path(sys.executable).parent
 Manifest = dict[str, Any]
 
+TWO_MODELS = "blue-green"
+COLOURS = ("blue", "green")
 OVERLAYS = tuple(sorted(path.name for path in (KUSTOMIZE / "overlays").iterdir()))
 # What a deployment adds to an overlay, as deploy/README.md shows.
 VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
-    **{name: (name, ()) for name in OVERLAYS},
+    **{name: (name, ()) for name in OVERLAYS if name != TWO_MODELS},
+    **{f"{TWO_MODELS}, {colour}": (TWO_MODELS, ()) for colour in COLOURS},
     "cpu-kind with all": ("cpu-kind", ("weights", "autoscale-cpu", "monitoring")),
     "gpu with all": ("gpu", ("weights", "autoscale-queue-time", "monitoring")),
     "gpu with TLS": ("gpu", ("tls", "mutual-tls", "redis-tls", "monitoring")),
     "cpu-kind with TLS": ("cpu-kind", ("tls",)),
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
+    "cpu-kind with a dataset": ("cpu-kind", ("encode-dataset",)),
+    "mesh with monitoring": ("mesh", ("monitoring",)),
 }
 SERVICES = ("encoder", "decoder")
 
@@ -33,7 +39,21 @@ SERVICES = ("encoder", "decoder")
 @functools.cache
 def build(variant: str) -> tuple[Manifest, ...]:
     """The objects of a variant; not to be changed."""
-    return kustomize(*VARIANTS[variant])
+    made = kustomize(*VARIANTS[variant])
+    return one_colour(made, variant.rpartition(" ")[2]) if variant.startswith(TWO_MODELS) else made
+
+
+def one_colour(manifests: Sequence[Manifest], colour: str) -> tuple[Manifest, ...]:
+    """Of two models one, and what both share, under the names that it would have alone."""
+    kept = [item for item in manifests if item["metadata"]["labels"].get("splitsam-colour", colour) == colour]
+    coloured = {item["metadata"]["name"] for item in kept if item["metadata"]["name"].endswith(f"-{colour}")}
+    addresses = {name.removesuffix(f"-{colour}") for name in coloured}
+    alone = [item for item in kept if item["kind"] != "Service" or item["metadata"]["name"] not in addresses]
+    return tuple(json.loads(json.dumps(alone).replace(f"-{colour}", ""), object_hook=_without_colour))
+
+
+def _without_colour(item: Manifest) -> Manifest:
+    return {name: value for name, value in item.items() if name != "splitsam-colour"}
 
 
 def kustomize(overlay: str, components: Sequence[str] = (), **settings: str) -> tuple[Manifest, ...]:
@@ -81,10 +101,10 @@ def containers(spec: Manifest) -> list[Manifest]:
 
 
 def pod_labels(manifests: Sequence[Manifest]) -> dict[str, dict[str, str]]:
-    """Labels of the pods of each Deployment."""
+    """Labels of the pods of each Deployment and Job."""
     return {
         manifest["metadata"]["name"]: manifest["spec"]["template"]["metadata"]["labels"]
-        for manifest in of_kind(manifests, "Deployment")
+        for manifest in (*of_kind(manifests, "Deployment"), *of_kind(manifests, "Job"))
     }
 
 

@@ -1,11 +1,15 @@
 """What the guides claim: tests, settings and files that exist, and commands for certificates that work."""
 
+import csv
+import math
+import os
 import re
 import shutil
 import subprocess
 
 import pytest
-from manifests import DEPLOY, ROOT
+import yaml
+from manifests import DEPLOY, PROGRAMS, ROOT, of_kind
 
 from splitsam.common.certificates import Identity
 from splitsam.decoder_service.settings import DecoderSettings
@@ -13,6 +17,7 @@ from splitsam.encoder_service.settings import EncoderSettings
 
 THREATS = (DEPLOY / "THREATS.md").read_text()
 GUIDE = (DEPLOY / "README.md").read_text()
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", GUIDE, re.S | re.M)
 
 
 def test_every_threat_names_tests_that_exist():
@@ -38,8 +43,7 @@ def test_settings_of_the_threats_exist():
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: the guide's commands cannot be run")
 def test_the_guides_certificates_are_accepted(tmp_path):
-    blocks = re.findall(r"^```\w*\n(.*?)^```", GUIDE, re.S | re.M)
-    [block] = [block for block in blocks if block.startswith("openssl req")]
+    [block] = [block for block in BLOCKS if block.startswith("openssl req")]
     script = 'set -e\nkubectl() { echo kubectl "$@"; }\n' + block
     result = subprocess.run(
         [shutil.which("bash"), "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -61,3 +65,41 @@ def test_the_guides_certificates_are_accepted(tmp_path):
             check=False,
         )
         assert checked.returncode == 0, checked.stderr
+
+
+def test_the_guides_job_has_as_many_shards_as_it_says(tmp_path):
+    [block] = [block for block in BLOCKS if "components/encode-dataset" in block]
+    kustomization = tmp_path.resolve() / "kustomization.yaml"
+    kustomization.write_text(block.replace("../splitsam", os.path.relpath(ROOT, kustomization.parent)))
+    command = [PROGRAMS / "kubectl", "kustomize", kustomization.parent]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    [job] = of_kind(list(yaml.safe_load_all(result.stdout)), "Job")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["completions"] == 32
+    assert container["args"][1:3] == ["--shard", "$(JOB_COMPLETION_INDEX)/32"]
+    assert container["image"].startswith("registry.example/")
+
+
+def measured(name, **where):
+    """Rows of a file of results."""
+    with (ROOT / "bench" / "results" / name).open() as file:
+        return [row for row in csv.DictReader(file) if all(row[column] == value for column, value in where.items())]
+
+
+def test_the_guides_gpus_are_what_the_results_say():
+    rows = re.findall(r"^\| (vit_\w) \| ([\d,.]+) \| ([\d,]+) MiB \| (\d+) \| (\d+) \| (\d+) \|$", GUIDE, re.M)
+    assert {row[0] for row in rows} == {"vit_t", "vit_b", "vit_h"}
+    for model, images_s, peak_mib, *gpus in rows:
+        runs = measured("waterfall-nvidia-h100-80gb-hbm3.csv", scope="encoder", model=model, rung="triton")
+        best = max(float(run["img_s"]) for run in runs)
+        assert float(images_s.replace(",", "")) == pytest.approx(best, rel=0.005)
+        assert int(peak_mib.replace(",", "")) == round(max(float(run["peak_mib"]) for run in runs))
+        assert [int(count) for count in gpus] == [math.ceil(rate / (0.7 * best)) for rate in (10, 100, 500)]
+
+
+def test_the_guides_cpus_are_what_the_results_say():
+    said = re.search(r"2 cores encode ([\d.]+) images a second with vit_t and ([\d.]+) with vit_b", GUIDE)
+    for figure, model in zip(said.groups(), ("vit_t", "vit_b"), strict=True):
+        [run] = measured("waterfall-cpu-2-cores.csv", scope="encoder", model=model, rung="fp32")
+        assert float(figure) == pytest.approx(float(run["img_s"]), rel=0.03)

@@ -75,6 +75,7 @@ def test_scratch_volumes_are_bounded_within_the_pods_limit(manifests):
 def test_mounts_name_volumes_and_volumes_name_what_exists(manifests):
     maps = {item["metadata"]["name"] for item in of_kind(manifests, "ConfigMap")}
     claims = {item["metadata"]["name"] for item in of_kind(manifests, "PersistentVolumeClaim")}
+    claims.add("splitsam-dataset")  # there already: deploy/README.md
     for _, spec in pod_specs(manifests):
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         mounted = {mount["name"] for container in containers(spec) for mount in container["volumeMounts"]}
@@ -90,13 +91,14 @@ def test_mounts_name_volumes_and_volumes_name_what_exists(manifests):
 def test_secrets_are_files_that_are_referred_to_and_never_held(manifests):
     assert not of_kind(manifests, "Secret")
     example = {item["metadata"]["name"]: item["stringData"] for item in load(DEPLOY / "secrets.example.yaml")}
-    of_certificates = {f"splitsam-{name}-tls" for name in (*SERVICES, "redis")}  # made by others: deploy/README.md
+    # Made by others: deploy/README.md.
+    of_others = {*(f"splitsam-{name}-tls" for name in (*SERVICES, "redis")), "splitsam-dataset-caller"}
     for _, spec in pod_specs(manifests):
         for volume in spec["volumes"]:
             if "secret" in volume:
                 name = volume["secret"]["secretName"]
                 assert volume["secret"]["defaultMode"] == 0o440
-                if name not in of_certificates:
+                if name not in of_others:
                     assert {item["key"] for item in volume["secret"].get("items", ())} <= example[name].keys()
         for container in containers(spec):
             sources = [variable.get("valueFrom", {}) for variable in container.get("env", ())]
@@ -147,8 +149,11 @@ def test_services_and_budgets_select_the_pods_of_their_name(manifests):
 
 
 def test_each_service_has_one_address_and_its_replicas(manifests):
+    is_headless = manifests is build("headless")
     for service in SERVICES:
-        assert "clusterIP" not in named(manifests, "Service", f"splitsam-{service}")["spec"]
+        spec = named(manifests, "Service", f"splitsam-{service}")["spec"]
+        assert ("clusterIP" in spec) == is_headless
+        assert not is_headless or spec["clusterIP"] == "None"
         assert named(manifests, "Service", f"splitsam-{service}-replicas")["spec"]["clusterIP"] == "None"
 
 
@@ -164,6 +169,8 @@ def test_clicks_come_before_encoding(manifests):
     values = {item["metadata"]["name"]: item["value"] for item in of_kind(manifests, "PriorityClass")}
     classes = {name: spec["priorityClassName"] for name, spec in pod_specs(manifests)}
     assert values[classes["splitsam-decoder"]] > values[classes["splitsam-encoder"]] > 0
+    for job in of_kind(manifests, "Job"):
+        assert values[classes["splitsam-encoder"]] > values[classes[job["metadata"]["name"]]] > 0
 
 
 def test_an_autoscaler_owns_the_replicas(manifests):
@@ -209,7 +216,8 @@ def test_services_are_reached_on_their_ports_and_reach_redis_and_dns(manifests, 
     [container] = named(manifests, "Deployment", name)["spec"]["template"]["spec"]["containers"]
     health = {port["containerPort"] for port in container["ports"] if port["name"] == "health"}
     assert not health & {port for _, port in opened}  # kubelets reach their own pods regardless, and nobody else asks
-    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)}
+    control_plane = {("TCP", 15012)} if of_kind(manifests, "PeerAuthentication") else set()
+    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | control_plane
 
 
 @pytest.mark.parametrize("variant", ["cpu-kind", "gpu"])
@@ -222,6 +230,24 @@ def test_redis_is_reached_by_the_services_only(variant):
     callers = {name for name, labels in pod_labels(manifests).items() if selects(peer["podSelector"], labels)}
     assert callers == {f"splitsam-{service}" for service in SERVICES}
     assert {port for _, port in flows(manifests, "egress", "splitsam-redis")} == {53}
+
+
+def test_the_dataset_is_read_only_and_its_pods_reach_encoders_alone():
+    manifests = build("cpu-kind with a dataset")
+    name = "splitsam-encode-dataset"
+    assert flows(manifests, "ingress", name) == set()
+    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 50051)}
+    [rule] = named(manifests, "NetworkPolicy", name)["spec"]["egress"]
+    [peer] = rule["to"]
+    reached = {pod for pod, labels in pod_labels(manifests).items() if selects(peer["podSelector"], labels)}
+    assert reached == {"splitsam-encoder"}
+    calls = named(manifests, "NetworkPolicy", "splitsam-encoder-calls")["spec"]["ingress"][0]["from"]
+    assert any(selects(caller.get("podSelector", {}), pod_labels(manifests)[name]) for caller in calls)
+    [spec] = [spec for pod, spec in pod_specs(manifests) if pod == name]
+    [mount] = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "dataset"]
+    [volume] = [volume for volume in spec["volumes"] if volume["name"] == "dataset"]
+    assert mount["readOnly"]
+    assert volume["persistentVolumeClaim"]["readOnly"]
 
 
 def test_an_external_redis_has_to_be_named(manifests):

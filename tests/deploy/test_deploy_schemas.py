@@ -7,13 +7,28 @@ from collections.abc import Iterable
 import pytest
 from kubernetes_validate import ValidationError, validate
 from kubernetes_validate.utils import all_versions
-from manifests import DEPLOY, KUSTOMIZE, SERVICES, VARIANTS, Manifest, build, container_of, load, named, of_kind
+from manifests import (
+    DEPLOY,
+    KUSTOMIZE,
+    SERVICES,
+    TWO_MODELS,
+    VARIANTS,
+    Manifest,
+    build,
+    container_of,
+    kustomize,
+    load,
+    named,
+    of_kind,
+)
 
 VERSIONS = list(dict.fromkeys(all_versions()))[-3:]  # each is listed twice: with and without strict
 # Kinds of operators: kubernetes-validate has no schemas for them, so their fields are held here.
 FIELDS_OF_OPERATORS = {
     "ServiceMonitor": {"selector", "endpoints"},
     "PrometheusRule": {"groups"},
+    "PeerAuthentication": {"selector", "mtls", "portLevelMtls"},
+    "DestinationRule": {"host", "trafficPolicy"},
     "ScaledObject": {
         *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod"),
         *("fallback", "triggers"),
@@ -29,7 +44,8 @@ def check(manifests: Iterable[Manifest], version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_are_valid(version):
-    different = {json.dumps(manifest): manifest for variant in VARIANTS for manifest in build(variant)}
+    made = [*(manifest for variant in VARIANTS for manifest in build(variant)), *kustomize(TWO_MODELS)]
+    different = {json.dumps(manifest): manifest for manifest in made}
     check(different.values(), version)
 
 
@@ -56,8 +72,9 @@ def test_objects_of_operators_have_only_known_fields(manifests):
 def test_all_components_are_in_a_tested_variant():
     tested = {name for _, components in VARIANTS.values() for name in components}
     for overlay in (KUSTOMIZE / "overlays").iterdir():
-        [lists] = load(overlay / "kustomization.yaml")
-        tested |= {path.rpartition("/")[2] for path in lists.get("components", ())}
+        for path in overlay.rglob("kustomization.yaml"):
+            [lists] = load(path)
+            tested |= {path.rpartition("/")[2] for path in lists.get("components", ())}
     assert tested == {path.name for path in (KUSTOMIZE / "components").iterdir()}
 
 

@@ -6,8 +6,10 @@ import re
 import shlex
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
+import typer
 from manifests import (
     DEPLOY,
     PROGRAMS,
@@ -25,6 +27,9 @@ from manifests import (
     size_bytes,
 )
 
+from splitsam.client.bulk_encode import AGAIN, BAD_IMAGES
+from splitsam.client.cli import app
+from splitsam.client.image_list import parse_shard
 from splitsam.client.stack import StackSettings
 from splitsam.common.checkpoint_files import META_SHA256, file_sha256
 from splitsam.common.metrics import Metrics
@@ -138,7 +143,8 @@ def test_tls_is_on_where_its_component_is_and_ports_say_so(deployed, request):
     assert (settings.tls_client_ca_file is not None) == ("mutual-tls" in VARIANTS[variant][1])
     for name in (f"splitsam-{service}", f"splitsam-{service}-replicas"):
         [port] = [port for port in named(manifests, "Service", name)["spec"]["ports"] if port["name"] == "grpc"]
-        assert port["appProtocol"] == ("https" if settings.tls_cert_file else "kubernetes.io/h2c")
+        plaintext = "grpc" if VARIANTS[variant][0] == "mesh" else "kubernetes.io/h2c"
+        assert port["appProtocol"] == ("https" if settings.tls_cert_file else plaintext)
         assert settings.health_port not in {port["port"] for port in named(manifests, "Service", name)["spec"]["ports"]}
 
 
@@ -168,6 +174,57 @@ def test_a_device_and_its_resources_agree(deployed):
     assert is_cuda == ("nvidia.com/gpu" in container["resources"]["limits"])
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert container["image"] == f"splitsam-{service}:{version}-{'cuda' if is_cuda else 'cpu'}"
+
+
+def test_the_job_asks_the_encoder_for_as_many_shards_as_it_has():
+    manifests = build("cpu-kind with a dataset")
+    [job] = of_kind(manifests, "Job")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    encode, *words, dataset = container["args"]
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert encode == "encode"
+    assert options.keys() <= {
+        flag for option in typer.main.get_command(app).commands[encode].params for flag in option.opts
+    }
+    shards = job["spec"]["completions"]
+    assert options["--shard"] == f"$(JOB_COMPLETION_INDEX)/{shards}"
+    parse_shard(options["--shard"].replace("$(JOB_COMPLETION_INDEX)", str(shards - 1)))
+    service, _, port = options["--encoder"].partition(":")
+    ports = named(manifests, "Service", service)["spec"]["ports"]
+    assert int(port) in {item["port"] for item in ports if item["name"] == "grpc"}
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {dataset, str(Path(options["--token-file"]).parent)} <= mounts
+    assert container["image"] == container_of(manifests, "encoder")["image"]
+
+
+def test_the_job_tries_again_what_may_help_and_nothing_else():
+    [job] = of_kind(build("cpu-kind with a dataset"), "Job")
+    spec = job["spec"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["backoffLimitPerIndex"] > 0
+    [final] = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailIndex"]
+    assert final["values"] == [2, BAD_IMAGES]
+    assert AGAIN not in final["values"]
+    assert final["containerName"] == spec["template"]["spec"]["containers"][0]["name"]
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # such a policy allows no other
+
+
+def test_the_mesh_encrypts_everything_but_scrapes_and_knows_the_services():
+    manifests = build("mesh")
+    [namespace] = of_kind(manifests, "Namespace")
+    assert namespace["metadata"]["labels"]["istio-injection"] == "enabled"
+    policies = of_kind(manifests, "PeerAuthentication")
+    assert all(policy["spec"]["mtls"] == {"mode": "STRICT"} for policy in policies)
+    assert [policy["metadata"]["name"] for policy in policies if "selector" not in policy["spec"]] == ["default"]
+    for service in SERVICES:
+        name = f"splitsam-{service}"
+        metrics = SETTINGS[service].model_fields["port"].default + 10
+        assert named(manifests, "PeerAuthentication", name)["spec"]["portLevelMtls"] == {
+            str(metrics): {"mode": "PERMISSIVE"}
+        }
+        ports = {port["name"]: port["containerPort"] for port in container_of(manifests, service)["ports"]}
+        assert ports["metrics"] == metrics
+        assert named(manifests, "DestinationRule", name)["spec"]["host"] == name
 
 
 def test_redis_is_where_the_made_url_says():
@@ -312,7 +369,7 @@ def test_images_run_as_the_user_of_the_pods_and_write_where_they_may(manifests):
     written = re.findall(r"(?:HOME|TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR)=(\S+)", DOCKERFILE)
     assert len(written) == 3
     for name, spec in pod_specs(manifests):
-        if name == "splitsam-redis":
+        if name not in {f"splitsam-{service}" for service in SERVICES}:
             continue
         security = spec["securityContext"]
         assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (user, group, group)
@@ -333,9 +390,9 @@ def test_the_image_is_made_of_what_the_wheel_is_made_of():
 
 
 def test_no_other_container_reads_our_settings(manifests):
-    for name, spec in pod_specs(manifests):
+    for _, spec in pod_specs(manifests):
         for container in containers(spec):
-            if name == "splitsam-redis" or container["name"] == "verify-weights":
+            if container["name"] not in SERVICES:
                 assert not any(item["name"].startswith("SPLITSAM_") for item in container.get("env", ()))
 
 

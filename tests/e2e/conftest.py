@@ -147,6 +147,13 @@ def key(encoded):
     return encoded.embedding.embedding_key
 
 
+@pytest.fixture
+def where(stack, alpha, tmp_path):
+    """The options that say where the services are and who asks."""
+    (tmp_path / "token").write_text(alpha.token + "\n")
+    return "--encoder", stack.encoder, "--decoder", stack.decoder, "--token-file", tmp_path / "token"
+
+
 @pytest.fixture(autouse=True)
 def _services_stay_alive(stack):
     """Whatever a test does to them, the processes that all tests share go on."""

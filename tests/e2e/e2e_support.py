@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 import urllib.request
@@ -30,6 +33,7 @@ from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, pack_
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 FOREGROUND, BACKGROUND = decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_LABEL_BACKGROUND
+COMMAND = shutil.which("splitsam", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 DEADLINE_S = 60.0
 _POLL_S = 0.01
 # Signs of an exception, a source file or an address in a text that a client gets to see.
@@ -163,6 +167,13 @@ class Caller:
     def click(self, key: str, *prompts: decoder_pb2.Prompt, **output: Any) -> list[decoder_pb2.PromptMasks]:
         """The masks of each prompt on one image."""
         return list(self.predict(ask({key: prompts}, **output)).images[0].prompts)
+
+
+def run_command(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the installed command `splitsam` to its end."""
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def point(x: float, y: float, label: int = FOREGROUND) -> decoder_pb2.Point:

@@ -2,24 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from e2e_support import draw, image_file, is_serving, wait_until
+from e2e_support import COMMAND, is_serving, run_command, wait_until
 from PIL import Image, ImageChops
 
 from splitsam.client.processes import free_ports
-
-COMMAND = shutil.which("splitsam", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-
-
-def run(*arguments, folder):
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def assert_one_line_of_complaint(result, status):
@@ -31,13 +20,6 @@ def assert_one_line_of_complaint(result, status):
 
 
 @pytest.fixture
-def where(stack, alpha, tmp_path):
-    """The options that say where the services are and who asks."""
-    (tmp_path / "token").write_text(alpha.token + "\n")
-    return "--encoder", stack.encoder, "--decoder", stack.decoder, "--token-file", tmp_path / "token"
-
-
-@pytest.fixture
 def picture(tmp_path, photo):
     (tmp_path / "photo.png").write_bytes(photo)
     return tmp_path / "photo.png"
@@ -45,7 +27,7 @@ def picture(tmp_path, photo):
 
 def test_segment_prints_json_and_draws_what_it_found(client, where, picture, tmp_path):
     options = "--point", "100,120", "--point", "9,9:0", "--all", "--json", "--out", "drawn/overlay.png"
-    result = run("segment", picture, *options, *where, folder=tmp_path)
+    result = run_command("segment", picture, *options, *where, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     printed = json.loads(result.stdout)
     assert (printed["width_px"], printed["height_px"]) == (320, 240)
@@ -61,7 +43,7 @@ def test_segment_prints_json_and_draws_what_it_found(client, where, picture, tmp
 
 
 def test_segment_prints_a_line_for_a_box(where, picture, tmp_path):
-    result = run("segment", picture, "--box", "20,30,200,180", *where, folder=tmp_path)
+    result = run_command("segment", picture, "--box", "20,30,200,180", *where, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert len(result.stdout.splitlines()) == 1
     assert "score" in result.stdout
@@ -69,7 +51,7 @@ def test_segment_prints_a_line_for_a_box(where, picture, tmp_path):
 
 def test_segment_finds_everything(where, picture, tmp_path):
     options = "--everything", "--points-per-side", "2", "--min-score", "0", "--min-stability", "0"
-    result = run("segment", picture, *options, "--json", "--out", "drawn/all.png", *where, folder=tmp_path)
+    result = run_command("segment", picture, *options, "--json", "--out", "drawn/all.png", *where, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     masks = json.loads(result.stdout)["masks"]
     assert masks
@@ -81,31 +63,13 @@ def test_segment_finds_everything(where, picture, tmp_path):
 
 def test_segment_that_finds_nothing_says_what_to_try(where, picture, tmp_path):
     options = "--everything", "--points-per-side", "1", "--min-score", "1"
-    result = run("segment", picture, *options, *where, folder=tmp_path)
+    result = run_command("segment", picture, *options, *where, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "0 masks; try a lower --min-score and --min-stability\n"
 
 
-def test_encode_lists_bad_file_and_encodes_the_others(alpha, where, tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    images = {f"{seed}.jpg": image_file(draw(seed), "JPEG") for seed in (800, 801)}
-    for name, content in images.items():
-        (folder / name).write_bytes(content)
-    (folder / "bad.png").write_bytes(b"not an image")
-    result = run("encode", folder, tmp_path / "missing.png", *where, folder=tmp_path)
-    assert result.returncode == 1
-    assert "2 of 4 images" in result.stdout
-    failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 2
-    assert any("bad.png" in line and "image" in line for line in failed)
-    assert any("missing.png" in line for line in failed)
-    assert "Traceback" not in result.stderr
-    assert all(alpha.look_up(content).found for content in images.values())
-
-
 def test_info_names_model_and_limits(where, model_id, tmp_path):
-    as_text, as_json = (run("info", *options, *where, folder=tmp_path) for options in ((), ("--json",)))
+    as_text, as_json = (run_command("info", *options, *where, folder=tmp_path) for options in ((), ("--json",)))
     assert (as_text.returncode, as_text.stderr) == (0, "")
     assert "vit_t (demonstration model)" in as_text.stdout
     assert model_id in as_text.stdout
@@ -128,27 +92,29 @@ def test_info_names_model_and_limits(where, model_id, tmp_path):
 )
 def test_mistake_is_one_line(where, picture, tmp_path, arguments, status, named):
     (tmp_path / "text.png").write_text("this is text")
-    result = run(*arguments, *where, folder=tmp_path)
+    result = run_command(*arguments, *where, folder=tmp_path)
     assert_one_line_of_complaint(result, status)
     assert named in result.stderr
 
 
 def test_wrong_token_is_one_line(where, picture, tmp_path):
     (tmp_path / "token").write_text("wrong-token-0123456789")
-    result = run("segment", picture, "--point", "1,1", *where, folder=tmp_path)
+    result = run_command("segment", picture, "--point", "1,1", *where, folder=tmp_path)
     assert_one_line_of_complaint(result, 1)
     assert "UNAUTHENTICATED" in result.stderr
 
 
 def test_nobody_listening_is_one_line(tmp_path, picture):
     encoder, decoder = (f"127.0.0.1:{port}" for port in free_ports(2))
-    result = run("segment", picture, "--point", "1,1", "--encoder", encoder, "--decoder", decoder, folder=tmp_path)
+    result = run_command(
+        "segment", picture, "--point", "1,1", "--encoder", encoder, "--decoder", decoder, folder=tmp_path
+    )
     assert_one_line_of_complaint(result, 1)
     assert "splitsam up" in result.stderr
 
 
 def test_bad_setting_of_a_service_is_one_line(tmp_path):
-    result = run("serve-encoder", "--checkpoint", "missing.safetensors", folder=tmp_path)
+    result = run_command("serve-encoder", "--checkpoint", "missing.safetensors", folder=tmp_path)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == "error: no checkpoint file at missing.safetensors"
     assert "Traceback" not in result.stderr
@@ -167,7 +133,7 @@ def test_up_serves_until_it_is_told_to_stop(weights, picture, tmp_path):
             words = [line.split() for line in shown if line.strip()]
             encoder, decoder = (next(row[1] for row in words if row[0] == name) for name in ("encoder", "decoder"))
             where = "--encoder", encoder, "--decoder", decoder
-            result = run("segment", picture, "--point", "100,120", *where, folder=tmp_path)
+            result = run_command("segment", picture, "--point", "100,120", *where, folder=tmp_path)
             assert result.returncode == 0, result.stderr
         finally:
             up.terminate()

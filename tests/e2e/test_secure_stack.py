@@ -12,9 +12,8 @@ import pytest
 import redis
 import yaml
 from certificates import SecretVolume, server_files
-from e2e_support import draw, image_file, is_serving, wait_until
+from e2e_support import draw, image_file, is_serving, run_command, wait_until
 from redis_process import RedisProcess, redis_server_with_tls
-from test_command_line import run
 
 from splitsam.client import TLS, AsyncClient, Client, SplitsamError
 from splitsam.client.processes import LOOPBACK
@@ -132,10 +131,10 @@ def test_the_command_line_segments(secure, token, files, photo, tmp_path):
     (tmp_path / "token").write_text(token)
     where = ("--encoder", secure.encoder, "--decoder", secure.decoder, "--token-file", tmp_path / "token")
     pair = ("--ca", files / "ca.pem", "--cert", files / "caller.pem", "--key", files / "caller.key")
-    result = run("segment", "photo.png", "--point", "100,120", *where, *pair, folder=tmp_path)
+    result = run_command("segment", "photo.png", "--point", "100,120", *where, *pair, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     for options in ((), ("--tls",), pair[:2], ("--key", files / "caller.key"), (*pair, "--server-name", "elsewhere")):
-        refused = run("segment", "photo.png", "--point", "100,120", *where, *options, folder=tmp_path)
+        refused = run_command("segment", "photo.png", "--point", "100,120", *where, *options, folder=tmp_path)
         assert refused.returncode == 1
         assert refused.stderr.splitlines()[-1].startswith("splitsam: ")  # before it, gRPC may say of the handshake
         assert token not in refused.stderr

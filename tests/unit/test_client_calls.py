@@ -61,6 +61,9 @@ def abort(context, error):
 
 
 class ScriptedEncoder(Scripted, encoder_pb2_grpc.EncoderServiceServicer):
+    def __init__(self, **script):
+        super().__init__(**{"LookUpEmbedding": [NOT_FOUND], **script})
+
     def LookUpEmbedding(self, request, context):
         return self.next("LookUpEmbedding", request, context)
 
@@ -141,7 +144,7 @@ def call(request, serve):
     def addresses(given):
         if isinstance(given, list):
             return [addresses(each) for each in given]
-        return given if given is GONE else serve(given)
+        return given if isinstance(given, str) else serve(given)
 
     async def run_async(where, method, arguments, options):
         async with AsyncClient(**where) as client:
@@ -276,6 +279,30 @@ def test_embedding_that_stays_expired_is_given_up(call):
     assert len(decoder.calls) == 2
 
 
+def test_embedding_of_the_model_before_is_encoded_again_until_both_services_have_followed(call):
+    other = errors.ModelMismatch("another model made it")
+    image = call("encode", IMAGE, encoder=encoder_with())
+    decoder = ScriptedDecoder(PredictMasks=[other, other, other, None])
+    encoder = encoder_with()
+    assert call("predict", image, points=[(1, 1)], encoder=encoder, decoder=decoder)[0].score == 0.5
+    assert encoder.methods().count("LookUpEmbedding") == 3
+    decoder = ScriptedDecoder(GenerateMasks=[other, other, FOUND_MASK])
+    assert len(call("generate", image, encoder=encoder_with(), decoder=decoder)) == 2
+
+
+def test_services_that_stay_of_two_models_are_an_error(call):
+    decoder = ScriptedDecoder(PredictMasks=[errors.ModelMismatch("another model made it")])
+    image = call("encode", IMAGE, encoder=encoder_with())
+    with pytest.raises(SplitsamError) as caught:
+        call("predict", image, points=[(1, 1)], timeout_s=0.25, encoder=encoder_with(), decoder=decoder)
+    assert caught.value.reason == "MODEL_MISMATCH"
+    assert 2 <= len(decoder.calls) <= 4
+    bare = ScriptedDecoder(PredictMasks=[errors.ModelMismatch("another model made it")])
+    with pytest.raises(SplitsamError):
+        call("predict", KEY, points=[(1, 1)], encoder=encoder_with(), decoder=bare)
+    assert len(bare.calls) == 1
+
+
 def test_expired_embedding_of_a_bare_key_is_an_error(call):
     decoder = ScriptedDecoder(PredictMasks=[errors.EmbeddingExpired("gone")])
     with pytest.raises(SplitsamError) as caught:
@@ -375,6 +402,28 @@ def test_encode_many_sends_no_more_than_asked(call):
     assert most == 3
 
 
+def test_encode_many_sends_nothing_that_is_stored(call):
+    sent = []
+    encoder = ScriptedEncoder(
+        LookUpEmbedding=[FOUND, NOT_FOUND, FOUND],
+        EncodeImages=[bulk(lambda request: sent.append(request.image) or encoded(request))],
+    )
+    results = {r.position: r.image for r in call("encode_many", [b"1", b"2", b"3"], encoder=encoder)}
+    assert sent == [b"2"]
+    assert [results[position].cache_hit for position in range(3)] == [True, False, True]
+    assert all(image.stored and image.key == KEY for image in results.values())
+    digests = [request.image_sha256 for method, request, *_ in encoder.calls if method == "LookUpEmbedding"]
+    assert digests == [hashlib.sha256(image).digest() for image in (b"1", b"2", b"3")]
+
+
+def test_encode_many_sends_what_cannot_be_looked_up(call):
+    encoder = ScriptedEncoder(
+        LookUpEmbedding=[errors.CacheUnavailable("no cache", retry_delay_s=60)], EncodeImages=[bulk(encoded)]
+    )
+    results = call("encode_many", [b"1", b"2"], encoder=encoder)
+    assert [result.image.cache_hit for result in results] == [False, False]
+
+
 def take(requests, count):
     taken = []
     for request in requests:
@@ -416,7 +465,7 @@ def test_encode_many_opens_the_stream_again_when_asked(call):
     encoder = ScriptedEncoder(EncodeImages=[one_then_drain, bulk(encoded)])
     results = call("encode_many", [b"1", b"2", b"3", b"4"], encoder=encoder, in_flight=3)
     assert sorted(result.position for result in results) == [0, 1, 2, 3]
-    assert len(encoder.calls) == 2
+    assert encoder.methods().count("EncodeImages") == 2
 
 
 def test_encode_many_raises_when_the_stream_fails(call):

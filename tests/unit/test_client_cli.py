@@ -2,13 +2,11 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import typer
 
 from splitsam.client import cli
-from splitsam.client.bulk_encode import find_images
 from splitsam.client.segment import parse_box, parse_points
 
 
@@ -56,7 +54,9 @@ def test_no_command_prints_help(run):
         (["segment", "x.jpg", "--box", "1,2,3"], ["'1,2,3'"]),
         (["segment", "x.jpg", "--nope"], ["--nope"]),
         (["info", "--timeout", "0"], ["--timeout"]),
-        (["encode"], ["paths"]),
+        (["encode"], ["paths", "--list", "--coco"]),
+        (["encode", "x.jpg", "--root", "."], ["--root", "--list"]),
+        (["encode", "x.jpg", "--shard", "3/3"], ["--shard", "'3/3'"]),
         (["up", "--encoder-port", "70000"], ["--encoder-port"]),
         (["demo", "--encoder", "127.0.0.1:1"], ["--decoder"]),
         (["optimize", "x.pth", "--out", "x.safetensors"], ["--precision"]),
@@ -132,16 +132,6 @@ def test_box_has_four_edges():
     assert parse_box("1,2, 3.5,4") == (1, 2, 3.5, 4)
     with pytest.raises(typer.BadParameter, match="--box takes"):
         parse_box("1,2,3")
-
-
-def test_folders_are_searched_and_files_taken_as_they_are(tmp_path):
-    for name in ("b.PNG", "a.jpg", "deep/c.webp", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    notes = tmp_path / "notes.txt"
-    found = find_images([notes, tmp_path, tmp_path / "a.jpg", Path("missing.jpg")])
-    names = [path.name for path in found]
-    assert names == ["notes.txt", "a.jpg", "b.PNG", "c.webp", "missing.jpg"]
 
 
 def test_encode_lists_what_failed_and_exits_1(run, tmp_path):

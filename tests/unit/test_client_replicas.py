@@ -1,7 +1,9 @@
 """Several replicas of a service: one that is away is passed over, and nobody notices."""
+# ruff: noqa: N802 (the names of RPCs)
 
 import grpc
 import pytest
+from relay import Relay
 from test_client_calls import (  # noqa: F401 (fixtures)
     ENCODED,
     FOUND_MASK,
@@ -87,6 +89,48 @@ def test_everything_is_asked_of_the_next_decoder(call):  # noqa: F811
     alive = ScriptedDecoder(GenerateMasks=[FOUND_MASK])
     for key in KEYS[:4]:
         assert len(call("generate", key, decoder=[GONE, alive])) == 2
+
+
+class LastCall(ScriptedDecoder):
+    """Says that it goes, while new connections lead elsewhere already."""
+
+    relay = None
+    next_target = ""
+
+    def PredictMasks(self, request, context):
+        self.relay.target = self.next_target
+        return super().PredictMasks(request, context)
+
+    def GenerateMasks(self, request, context):
+        self.relay.target = self.next_target
+        yield from super().GenerateMasks(request, context)
+
+
+@pytest.mark.parametrize("method", ["predict", "generate"])
+def test_a_connection_whose_server_goes_is_left_for_a_new_one(call, serve, method):  # noqa: F811
+    goes = errors.NotReady("draining", retry_delay_s=SOON_S)
+    going = LastCall(PredictMasks=[goes], GenerateMasks=[goes])
+    alive = ScriptedDecoder(PredictMasks=[None], GenerateMasks=[FOUND_MASK])
+    going.next_target = serve(alive)
+    with Relay(serve(going)) as relay:
+        going.relay = relay
+        prompt = {"points": [(1, 1)]} if method == "predict" else {}
+        assert call(method, KEYS[0], decoder=relay.address, **prompt)
+    assert len(going.calls) == 2
+    assert alive.calls
+
+
+def test_a_name_of_several_replicas_is_asked_in_turn_past_one_that_goes(call, serve):  # noqa: F811
+    """As a headless Service is resolved: one name, several addresses."""
+    going = ScriptedDecoder(PredictMasks=[errors.NotReady("draining", retry_delay_s=SOON_S)])
+    alive = [willing(), willing()]
+    name = "ipv4:" + ",".join(serve(each) for each in (going, *alive))
+    for key in KEYS:
+        assert call("predict", key, points=[(1, 1)], decoder=name)
+    results = call("predict_batch", [(key, []) for key in KEYS], decoder=name)
+    assert [result.key for result in results] == KEYS
+    assert count(alive, "PredictMasks") == len(KEYS) + 1
+    assert all(each.calls for each in alive)
 
 
 def test_encode_many_goes_on_with_the_next_encoder(call):  # noqa: F811
