@@ -42,7 +42,8 @@ _TEXTS = (
     *("cpu\n", "auto ", "\ud800", "\udcff", "a\nb", "a\r\nb", "\x1b[31m", "\u2028", "nonexistent\nfile"),
     *("x" * 300, "x" * 5000, "0" * 64, "fp32", "FP32", "json", "é", "1,2", "1,,2", ","),
     *_words("cpu cuda cuda:0 cuda:٣ cuda:03 cuda:99 cuda:99999999999999999999"),
-    *'\' " { {"a": --help -- - = / . .. ~ ~nobody /nonexistent ~nobody/a.pth nonexistent.pth'.split(),
+    *("'", '"', "{", '{"a":'),
+    *_words("--help -- - = / . .. ~ ~nobody /nonexistent ~nobody/a.pth nonexistent.pth"),
 )
 _URLS = _words("""
     redis://h redis://:hunter2@h:1/2 redis://h:99999 redis://[::1 redis://h/x redis://h?db=x redis://h?foo=1 REDIS://h
