@@ -154,6 +154,22 @@ async def test_a_taken_port_is_named(probe: Probe, metrics: Metrics, flag: str):
             await task
 
 
+@pytest.mark.parametrize("host", ["a\nb", "\udcff", "", "127.0.0.1:1"])
+async def test_a_host_that_is_none_is_refused_in_one_line(probe: Probe, metrics: Metrics, host: str):
+    task, _ = await start_server(probe, metrics, "--host", host)
+    with pytest.raises(SettingsProblem, match=r"^port: cannot listen on") as caught:
+        await task
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="IPv6 is off")
+async def test_metrics_listen_on_the_same_ipv6_host(probe: Probe, metrics: Metrics):
+    port = free_port()
+    async with running(probe, metrics, "--host", "[::1]", "--metrics-port", str(port)):
+        with await asyncio.to_thread(urllib.request.urlopen, f"http://[::1]:{port}/metrics") as page:
+            assert b"splitsam_" in page.read()
+
+
 async def test_metrics_are_scraped_over_http(probe: Probe, metrics: Metrics):
     port = free_port()
     async with running(probe, metrics, "--metrics-port", str(port)) as server:
