@@ -1,16 +1,18 @@
 """Requests for running services: raw bytes, messages, metadata and streams that no client library would make."""
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from bench.fuzz import images
-from bench.fuzz.messages import KEYS, make_bytes
+from bench.fuzz.messages import make_bytes
 from bench.fuzz.mutate import mutate
 from bench.fuzz.prompts import LIMITS
 from splitsam.common.errors import ServiceError
@@ -24,8 +26,9 @@ CLOSE, CANCEL, ABANDON = "close", "cancel", "abandon"
 DEADLINE_S = 60.0
 # One encode costs a second or more of two cores: so many of the images that can be decoded are sent.
 _ENCODED = 0.01
-_REAL_KEY = 0.06
-_MOST_GRID_POINTS = 9
+_REAL_KEY = 0.1
+_MOST_GRID_POINTS, _MOST_BYTES = 9, 1000
+_KEY = re.compile(rb"[0-9a-f]{64}")
 _TOKENS = ("", " ", "Bearer", "Bearer ", "Bearer nobody", "bearer  x", "Basic dXNlcjpwYXNz", "Bearer " + "x" * 4000)
 _TEXTS = (
     "",
@@ -148,16 +151,13 @@ def _raw_body(random: Random, method: Method) -> bytes:
 
 def _body(random: Random, method: Method, known: Known) -> bytes:
     """A message as the parsers' targets get them; some of a real image or with a key that is known."""
-    if "image" in method.request.fields_by_name and method.service == "encoder":
-        message = {"EncodeImageRequest": encoder_pb2.EncodeImageRequest}.get(
-            method.request.name, encoder_pb2.EncodeImagesRequest
-        )
-        return message(image=_image(random, known)).SerializeToString()
+    if method.service == "encoder" and "image" in method.request.fields_by_name:
+        message = message_factory.GetMessageClass(method.request)(image=_image(random, known))
+        return message.SerializeToString()
     data = make_bytes(random, method.request)
-    if random.random() < _REAL_KEY and (method.service == "encoder" or _is_small(data)):
-        key = random.choice(KEYS) if not any(key.encode() in data for key in KEYS) else None
-        for each in KEYS if key is None else (key,):
-            data = data.replace(each.encode(), known.key.encode(), 1)
+    found = _KEY.search(data)
+    if found and random.random() < _REAL_KEY and _is_small(method, data):
+        return data[: found.start()] + known.key.encode() + data[found.end() :]
     return data
 
 
@@ -180,8 +180,10 @@ def _is_decoded(data: bytes) -> bool:
     return True
 
 
-def _is_small(data: bytes) -> bool:
+def _is_small(method: Method, data: bytes) -> bool:
     """Whether the model would have little to do, should the key be known."""
+    if method.request.name != "GenerateMasksRequest":
+        return len(data) < _MOST_BYTES
     try:
         grid = parse_everything(decoder_pb2.GenerateMasksRequest.FromString(data), LIMITS).grid
     except (DecodeError, ServiceError):
