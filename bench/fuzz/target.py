@@ -7,6 +7,7 @@ The same targets are run by hypothesis (`tests/unit/test_fuzz_targets.py`), by t
 import contextlib
 import resource
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -48,7 +49,8 @@ def judge(target: Target, data: bytes) -> str:
         Exception: what the code under test should not have raised.
     """
     before_mib = peak_mib()
-    with _limited_cpu():
+    with _limited_cpu(), warnings.catch_warnings():
+        warnings.simplefilter("error")
         outcome = target.check(data)
     if (grown_mib := peak_mib() - before_mib) > LIMIT_MIB:
         raise Broken(f"took {grown_mib:.0f} MiB more than anything before it")

@@ -31,30 +31,12 @@ _MOST_GRID_POINTS, _MOST_BYTES = 9, 1000
 _KEY = re.compile(rb"[0-9a-f]{64}")
 _TOKENS = ("", " ", "Bearer", "Bearer ", "Bearer nobody", "bearer  x", "Basic dXNlcjpwYXNz", "Bearer " + "x" * 4000)
 _TEXTS = (
-    "",
-    " ",
-    "0",
-    "-1",
-    "x" * 64,
-    "x" * 3000,
-    "~!@#$%^&*()",
-    "a,b;c=d",
-    "%00%ff",
-    '{"a":1}',
-    "None",
-    "1n",
-    "99999999999S",
+    *("", " ", "0", "-1", "x" * 64, "x" * 3000, "~!@#$%^&*()", "a,b;c=d", "%00%ff"),
+    *('{"a":1}', "None", "1n", "99999999999S"),
 )
 _NAMES = (
-    "x-request-id",
-    "traceparent",
-    "tracestate",
-    "x-tenant",
-    "te",
-    "user-agent",
-    "x-anything",
-    "baggage",
-    "cookie",
+    *("x-request-id", "traceparent", "tracestate", "x-tenant", "te", "user-agent"),
+    *("x-anything", "baggage", "cookie"),
 )
 
 

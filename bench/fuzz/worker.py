@@ -14,7 +14,6 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +150,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--guided", action="store_true")
     options = parser.parse_args(arguments)
     target = _load(options.target, options.guided)
-    warnings.simplefilter("error")
     recorder = Recorder(target, options.folder)
     if options.guided:
         corpus = options.folder / "corpus"
