@@ -144,8 +144,8 @@ def _use(settings: ServiceSettings) -> None:
 
 
 def _check_line(text: str, kind: type[ServiceSettings]) -> None:
-    words = set(re.findall(r"[a-z0-9_]+", text.lower().replace("-", "_")))
-    is_named = words & set(kind.model_fields) or "setting" in text or "checkpoint" in text
+    words = {word.strip("_") for word in re.findall(r"[a-z0-9_]+", text.lower().replace("-", "_"))}
+    is_named = words & set(kind.model_fields) or "setting" in text
     if len(text.splitlines()) != 1 or not is_named or len(text) > 10_000:
         raise Broken(f"not one line that names a setting: {text[:500]!r}")
 
