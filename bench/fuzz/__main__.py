@@ -106,7 +106,7 @@ def feed_parsers(
 
 def ask_services(options: argparse.Namespace, described: dict[str, Any]) -> Iterator[Row]:
     """A row for each kind of request; what holds for all of them together counts in the last."""
-    with running_services() as stack:
+    with running_services(options.folder / "services") as stack:
         seen = survey(stack, seed=options.seed, first=options.first_request, count=options.requests)
     for problem in seen.problems:
         print(f"problem: {problem}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import tempfile
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from bench.fuzz.wire import WireReport, send_all
 from bench.fuzz.wire_cases import Known
 from bench.load.watch import resident_mib
 from splitsam.client import Client
+from splitsam.client.processes import StackError
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.common.settings import ServiceSettings
 
@@ -47,15 +48,19 @@ class Survey:
 
 
 @contextlib.contextmanager
-def running_services() -> Iterator[Stack]:
-    """Redis, an encoder and a decoder with the shipped weights and one tenant, stopped and cleared away in the end."""
-    with tempfile.TemporaryDirectory(prefix="splitsam-fuzz-") as name:
-        folder = Path(name)
-        (folder / "tokens").write_text(f"fuzz {_TOKEN}\n")
-        arguments = ("--tokens-file", str(folder / "tokens"))
-        settings = StackSettings(encoder_args=arguments, decoder_args=arguments, run_folder=folder)
-        with Stack(settings.on_free_ports()) as stack:
-            yield stack
+def running_services(folder: Path) -> Iterator[Stack]:
+    """Redis, an encoder and a decoder with the shipped weights and one tenant, stopped in the end.
+
+    Args:
+        folder: for their logs, which stay.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "tokens").write_text(f"fuzz {_TOKEN}\n")
+    arguments = ("--tokens-file", str(folder / "tokens"))
+    settings = StackSettings(encoder_args=arguments, decoder_args=arguments, run_folder=folder)
+    with Stack(settings.on_free_ports()) as stack:
+        yield stack
 
 
 def survey(stack: Stack, *, seed: int, first: int = 0, count: int, token: str = _TOKEN) -> Survey:
@@ -79,16 +84,21 @@ def survey(stack: Stack, *, seed: int, first: int = 0, count: int, token: str = 
                 memory[name].append(resident_mib(stack.children[name].pid))
 
         known = Known(sam.encode(photo).key, photo, token)
+        reports: dict[str, WireReport] = {}
+        problems: list[str] = []
         numbers = range(first, first + count)
-        reports = asyncio.run(send_all(addresses, known, seed=seed, numbers=numbers, check=look))
-        problems = [
-            f"{what} (request {number})" for report in reports.values() for what, number in report.faults.items()
-        ]
-        if not np.array_equal(_mask(sam, photo), before):
-            problems.append("another mask of the same click")
+        try:
+            asyncio.run(send_all(addresses, known, seed=seed, numbers=numbers, reports=reports, check=look))
+            if not np.array_equal(_mask(sam, photo), before):
+                problems.append("another mask of the same click")
+            for name in SERVICES:
+                problems += _defects(stack, name)
+        except* StackError as ended:
+            problems += sorted({str(error) for error in ended.exceptions})
+    for report in reports.values():
+        problems += [f"{what} (request {number})" for what, number in report.faults.items()]
     for name in SERVICES:
         problems += _complaints(_log(stack, name)[logged[name] :])
-        problems += _defects(stack, name)
     peak = {name: max(seen) for name, seen in memory.items()}
     grown = {name: max(seen) - max(seen[:_WARM_REQUESTS]) for name, seen in memory.items()}
     problems += [f"{name} takes {mib:.0f} MiB more than at first" for name, mib in grown.items() if mib > GROWTH_MIB]

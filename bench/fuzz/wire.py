@@ -56,18 +56,16 @@ async def send_all(
     *,
     seed: int,
     numbers: Sequence[int],
-    check: Callable[[], None] = lambda: None,
-) -> dict[str, WireReport]:
+    reports: dict[str, WireReport],
+    check: Callable[[], None],
+) -> None:
     """Send the requests of a seed with these numbers, some at a time.
 
     Args:
         addresses: host:port of `encoder` and `decoder`.
-        check: called between requests; what it raises ends all.
-
-    Returns:
-        For each kind of request what became of them.
+        reports: for each kind of request what became of them, filled here.
+        check: called between requests; what it raises ends all, in a group.
     """
-    reports: dict[str, WireReport] = collections.defaultdict(WireReport)
     left = iter(numbers)
     async with contextlib.AsyncExitStack() as stack:
         channels = {
@@ -86,7 +84,7 @@ async def send_all(
                         outcome, fault = await _send(case, random, channels, addresses, known)
                 except TimeoutError:
                     outcome, fault = "hang", "no answer"
-                report = reports[case.kind]
+                report = reports.setdefault(case.kind, WireReport())
                 report.requests += 1
                 report.seconds += (time.monotonic() - start_s) / CALLERS
                 report.outcomes[outcome] += 1
@@ -96,7 +94,6 @@ async def send_all(
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
                 group.create_task(caller())
-    return dict(reports)
 
 
 async def _send(
@@ -105,7 +102,10 @@ async def _send(
     """The outcome, and what is wrong with it: empty for nothing."""
     if case.kind == "frames":
         data = make_connection(random, case.method.path, known.token)
-        received, hung_up = await exchange(addresses[case.method.service], data)
+        try:
+            received, hung_up = await exchange(addresses[case.method.service], data)
+        except OSError as error:
+            return "no connection", f"no connection: {error}"
         return "hung up" if hung_up else "answered" if len(received) > _GREETING_BYTES else "silence", ""
     channel = channels[case.method.service]
     call = channel.stream_stream(case.method.path)(timeout=case.timeout_s, metadata=case.metadata)
