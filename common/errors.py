@@ -146,7 +146,7 @@ class InternalError(ServiceError):
 
 
 class DeviceLost(Exception):
-    """The process cannot compute any more and has to end; the message says why. Never raised to a client."""
+    """The process cannot compute or serve any more and has to end; the message says why. Never raised to a client."""
 
 
 class StartProblem(Exception):

@@ -30,7 +30,7 @@ def make_connection(random: Random, path: str, token: str | None) -> bytes:
         return random.choice((b"", PREFACE[:9], PREFACE)) + random.randbytes(random.randrange(400))
     odd = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
     odd += [random.choice(_ODD_HEADERS) for _ in range(random.choice((0, 1, 1, 2)))]
-    data = start_call(path, odd, random.choice((b"POST", b"POST", b"POST", b"GET", b"PUT", b"\xff")))
+    data = start_call(path.encode(), odd, random.choice((b"POST", b"POST", b"POST", b"GET", b"PUT", b"\xff")))
     body = random.randbytes(random.randrange(30))
     length = random.choice((len(body), len(body), len(body) + 1, 2**31, 2**32 - 1))
     message = struct.pack(">BI", random.choice((0, 0, 0, 1, 2, 255)), length) + body
@@ -38,17 +38,22 @@ def make_connection(random: Random, path: str, token: str | None) -> bytes:
     for _ in range(random.choice((0, 0, 1, 3))):
         kind = random.choice((DATA, HEADERS, _RST, SETTINGS, _PING, _WINDOW, 200))
         data += frame(kind, random.randrange(256), random.choice((0, 1, 3)), random.randbytes(random.randrange(20)))
-    return PREFACE + mutate(random, data[len(PREFACE) :], [data]) if random.random() < 0.3 else data
+    if random.random() < 0.3:
+        damaged = PREFACE + mutate(random, data[len(PREFACE) :], [data])
+        # A path that is not UTF-8 ends gRPC's server, and the process for it: `common/server.py`.
+        if _text(b":path") + _text(path.encode()) in damaged:
+            return damaged
+    return data
 
 
-def start_call(path: str, odd: Sequence[tuple[bytes, bytes]] = (), method: bytes = b"POST") -> bytes:
+def start_call(path: bytes, odd: Sequence[tuple[bytes, bytes]] = (), method: bytes = b"POST") -> bytes:
     """The beginning of a connection, and of a call on its stream 1.
 
     Args:
         odd: further headers, of any bytes.
     """
     headers = [
-        *((b":method", method), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", b"127.0.0.1")),
+        *((b":method", method), (b":scheme", b"http"), (b":path", path), (b":authority", b"127.0.0.1")),
         *((b"te", b"trailers"), (b"content-type", b"application/grpc"), *odd),
     ]
     block = b"".join(b"\x00" + _text(name) + _text(value) for name, value in headers)

@@ -162,7 +162,7 @@ async def test_a_request_id_that_cannot_be_sent_back_or_breaks_the_log_is_replac
     server: Running, given: bytes, caplog
 ):
     caplog.set_level(logging.INFO, "splitsam.rpc")
-    opening = start_call(f"/{SERVICE}/EncodeImage", [(b"x-request-id", given)])
+    opening = start_call(f"/{SERVICE}/EncodeImage".encode(), [(b"x-request-id", given)])
     answer, hung_up = await exchange(server.address, opening + frame(DATA, END_STREAM, 1, bytes(5)), b"x-request-id")
     assert b"grpc-status\x010" in answer
     assert not hung_up
