@@ -29,7 +29,7 @@ test: setup ## Unit and end-to-end tests, on the CPU
 test-long: setup ## Tests that take minutes: whole-model parity
 	$(BIN)/pytest -m long
 
-fuzz: setup .venv/.fuzz ## A million odd inputs for the parsers and 10,000 odd requests for the services: half an hour
+fuzz: setup .venv/.fuzz ## A million odd inputs for the parsers and 10,000 odd requests for the services: some twenty minutes
 	$(BIN)/python -m bench.fuzz
 
 evaluate: setup ## Recompute the published figures of the shipped vit_t
