@@ -10,7 +10,7 @@ PACKAGES := $(addprefix splitsam.,$(TYPED))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo up test test-long lint check-deploy sbom format wheel evaluate clean
+.PHONY: help setup demo up test test-long fuzz lint check-deploy sbom format wheel evaluate clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,6 +28,9 @@ test: setup ## Unit and end-to-end tests, on the CPU
 
 test-long: setup ## Tests that take minutes: whole-model parity
 	$(BIN)/pytest -m long
+
+fuzz: setup .venv/.fuzz ## A million odd inputs for the parsers and 10,000 odd requests for the services: some twenty minutes
+	$(BIN)/python -m bench.fuzz
 
 evaluate: setup ## Recompute the published figures of the shipped vit_t
 	$(BIN)/python -m training.evaluate --checkpoint common/assets/vit_t.safetensors
@@ -64,6 +67,11 @@ clean: ## Remove what these targets made
 
 .venv/.installed: .venv/bin/python pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Where there is no wheel of atheris nothing is installed, and inputs come from the seed alone.
+.venv/.fuzz: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,fuzz]'
 	@touch $@
 
 .venv/.generated: .venv/.installed $(PROTOS) protos/generate.py

@@ -57,8 +57,8 @@ def locate_checkpoint(checkpoint: str, sha256: str | None, cache_dir: Path) -> P
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise CheckpointError("--sha256 takes 64 hex digits")
     if "://" not in checkpoint:
-        return _verified_local(Path(checkpoint).expanduser(), sha256)
-    url = urlsplit(checkpoint)
+        return _verified_local(_expanded(checkpoint), sha256)
+    url = _split(checkpoint)
     if url.scheme == "file" and url.netloc in ("", "localhost"):
         return _verified_local(Path(unquote(url.path)), sha256)
     if url.scheme != "https" or not url.hostname or "@" in url.netloc:
@@ -79,14 +79,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"no checkpoint file at {path}: nobody has that home") from error
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        split = urlsplit(url)
+        _ = split.port  # it is parsed when it is asked for
+    except ValueError as error:
+        raise CheckpointError("--checkpoint is not a URL that can be read") from error
+    return split
+
+
 def _verified_local(path: Path, sha256: str | None) -> Path:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file at {path}")
-    _check_suffix(path.name)
-    expected = sha256 or META_SHA256.get(path.name)
-    if expected is None:
-        return path
-    found = file_sha256(path)
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint file at {path}")
+        _check_suffix(path.name)
+        expected = sha256 or META_SHA256.get(path.name)
+        if expected is None:
+            return path
+        found = file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint file: {error}") from error
     if found == expected.lower():
         return path
     hint = "" if sha256 else "; it is cut short or not Meta's: fetch it again, or give it another name"

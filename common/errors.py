@@ -146,8 +146,16 @@ class InternalError(ServiceError):
 
 
 class DeviceLost(Exception):
-    """The process cannot compute any more and has to end; the message says why. Never raised to a client."""
+    """The process cannot compute or serve any more and has to end; the message says why. Never raised to a client."""
 
 
-class CheckpointError(Exception):
+class StartProblem(Exception):
+    """Why a process cannot start, in one line: what would break the line or the terminal is written as an escape."""
+
+    def __init__(self, message: str):
+        letters = (letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+        super().__init__("".join(letters))
+
+
+class CheckpointError(StartProblem):
     """The weights cannot be loaded; the message says what to do. Raised at start, never to a client."""

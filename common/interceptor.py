@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import functools
+import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from splitsam.common.observed import Observed, RunningCalls
 from splitsam.common.quotas import Quotas
 from splitsam.common.uploads import UploadBudget
 
+_REQUEST_ID = re.compile(r"[!-~]+")
 _OUR_METHODS = "/splitsam."
 _HEALTH_METHODS = "/grpc.health."
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
@@ -62,7 +64,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or details.method.startswith(_HEALTH_METHODS):
             return handler  # gRPC answers an unknown method UNIMPLEMENTED; no stranger gives a metric its label
         metadata = dict(details.invocation_metadata)
-        request_id = str(metadata.get("x-request-id", ""))[:64] or uuid.uuid4().hex[:16]
+        request_id = _read_request_id(metadata)
         is_ours = details.method.startswith(_OUR_METHODS)
         call = Call(tenant="", request_id=request_id, method=details.method)
         try:
@@ -150,6 +152,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             draining.cancel()
             if upcoming is not None:
                 upcoming.cancel()
+
+
+def _read_request_id(metadata: Mapping[str, str | bytes]) -> str:
+    """The caller's, or a new one where gRPC could not send it back or it would break a line of the log."""
+    given = str(metadata.get("x-request-id", ""))[:64]
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
 
 
 async def _read(context: grpc.aio.ServicerContext) -> bytes | None:

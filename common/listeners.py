@@ -64,7 +64,7 @@ async def listening(
     probes = _health_server(settings, checks)
     try:
         if settings.metrics_port:
-            metrics.serve(settings.host, settings.metrics_port)
+            metrics.serve(settings.host.strip("[]"), settings.metrics_port)
     except OSError as error:
         raise SettingsProblem(f"metrics_port: cannot listen on port {settings.metrics_port}: {error}") from error
     if certificate is None and settings.tokens_file is not None and not _is_loopback(settings.host):
@@ -95,7 +95,7 @@ def _bind(server: grpc.aio.Server, host: str, port: int, certificate: ServerCert
         if certificate is None:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, certificate.credentials()))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeEncodeError) as error:  # the latter of a host whose bytes are no text
         raise SettingsProblem(f"{setting}: cannot listen on {address}: {error}") from error
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.keys import KEY_BYTES, Address
 
 _HEADER = struct.Struct("<4sHBB16s32s32s3I2I2III")
 HEADER_BYTES = _HEADER.size + 4
 SCHEMA_VERSION = 1
+_LAST_ORIENTATION = 8  # of EXIF
 _CODECS: dict[int, torch.dtype] = {1: torch.float16, 2: torch.bfloat16}
 CODECS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -134,6 +136,8 @@ def unpack_header(data: bytes, kind: bytes, address: Address, size_bytes: int) -
     )
     if header.shape != SHAPES[kind] or numbers[7] != header.payload_bytes:
         raise BadRecord(f"shape {header.shape} with {numbers[7]} bytes is not readable here")
+    if min(numbers[3:7]) < 1 or max(numbers[5:7]) > IMAGE_SIDE_PX or orientation > _LAST_ORIENTATION:
+        raise BadRecord(f"no image is {header.image_size}, {header.input_size}, orientation {orientation}")
     if size_bytes != HEADER_BYTES + header.payload_bytes:
         raise BadRecord(f"{size_bytes} bytes where {HEADER_BYTES + header.payload_bytes} belong")
     return header

@@ -25,6 +25,7 @@ _SENTINEL_PORT, _REDIS_PORT = 26379, 6379
 # Pools that wait for notices of maintenance do not look whether a connection holds a reply that nobody has read, and
 # every command on such a connection gets the reply of the one before (redis-py 8.1.0).
 _NO_NOTICES = MaintNotificationsConfig(enabled=False)
+_OF_SENTINELS = ("sentinel_username", "sentinel_password")
 Client = redis.Redis | RedisCluster
 
 
@@ -56,7 +57,7 @@ def parse_place(url: str) -> Place:
         raise ValueError(f"the scheme of a Redis URL is one of {', '.join(SCHEMES)}")
     transport, _, kind = scheme.partition("+")
     if not kind:
-        return Place("", (), "", parse_url(url))  # type: ignore[no-untyped-call]
+        return Place("", (), "", _checked(parse_url(url)))  # type: ignore[no-untyped-call]
     split = urlsplit(f"redis://{rest}")
     login, at, netloc = split.netloc.rpartition("@")
     path = [part for part in split.path.split("/") if part]
@@ -64,11 +65,25 @@ def parse_place(url: str) -> Place:
     hosts = tuple(_host(text, _SENTINEL_PORT if kind == "sentinel" else _REDIS_PORT) for text in netloc.split(","))
     if (kind == "sentinel") != bool(master) or (kind == "cluster" and path not in ([], ["0"])) or len(path) > 1:
         raise ValueError("Sentinels need the name of a master, redis+sentinel://host/name; a Cluster has no databases")
-    options = parse_url(f"redis://{login}{at}host/{'/'.join(path)}?{split.query}")  # type: ignore[no-untyped-call]
+    tail = f"{login}{at}host/{'/'.join(path)}?{split.query}"
+    options = parse_url(f"redis://{tail}")  # type: ignore[no-untyped-call]
+    if kind == "sentinel":  # a Cluster's client takes options of its own
+        _checked(parse_url(f"{transport}://{tail}"))  # type: ignore[no-untyped-call]
     del options["host"]
     if transport == "rediss":
         options["ssl"] = True
     return Place(kind, hosts, master, options)
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The same, if redis-py knows them all but those of Sentinels; nothing is connected."""
+    known = {name: value for name, value in options.items() if name not in _OF_SENTINELS}
+    make_pool: Any = redis.BlockingConnectionPool
+    try:
+        make_pool(**known).make_connection()
+    except (TypeError, redis.RedisError) as error:
+        raise ValueError("an option after the question mark is none of redis-py's") from error
+    return options
 
 
 def _host(text: str, default_port: int) -> tuple[str, int]:

@@ -56,7 +56,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     """Serve until SIGTERM or SIGINT; returns after the drain.
 
     Raises:
-        DeviceLost: the service cannot serve any more; callers were turned away.
+        DeviceLost: the process cannot serve any more; callers were turned away.
     """
     lost = ""
     stop = asyncio.Event()
@@ -88,7 +88,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
                 for name in names:
                     await checks.set(name, _SERVING)
                 log.info("ready", extra={"service": service.full_name})
-                lost = await _until_told(service, stop)
+                lost = await _until_told(service, server, stop)
         finally:
             log.info("draining", extra={"service": service.full_name})
             for name in names:
@@ -103,21 +103,25 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
             await interceptor.drain(grace_s)
             await server.stop(max(0.0, until_s - time.monotonic()))
             if lost:
-                raise DeviceLost(f"the device failed: {lost}")
+                raise DeviceLost(lost)
             await service.close()
             log.info("stopped", extra={"service": service.full_name})
 
 
-async def _until_told(service: Service, stop: asyncio.Event) -> str:
-    """Wait for the end: empty when it was asked for, else why the service cannot go on."""
+async def _until_told(service: Service, server: grpc.aio.Server, stop: asyncio.Event) -> str:
+    """Wait for the end: empty when it was asked for, else why the process cannot go on."""
     losing = asyncio.ensure_future(service.lost())
+    # It ends of a request whose path is not UTF-8 (grpc 1.85.1), and would leave a process that nobody can call.
+    ending = asyncio.ensure_future(server.wait_for_termination())
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({losing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return losing.result() if losing.done() else ""
+        await asyncio.wait({losing, ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if losing.done():
+            return f"the device failed: {losing.result()}"
+        return f"gRPC's server ended: {ending.exception()!r}" if ending.done() else ""
     finally:
         losing.cancel()
-        stopping.cancel()
+        stopping.cancel()  # `ending` ends with the server, which could not be stopped were it cancelled
 
 
 async def _until_open(service: Service, stop: asyncio.Event) -> bool:

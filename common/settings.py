@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from splitsam.common.errors import StartProblem
 from splitsam.common.fair_queue import Lane
 from splitsam.common.keys import KeyRing
 from splitsam.common.redis_client import parse_place
@@ -19,10 +20,11 @@ _SINGLE_TENANT_SECRET = b"splitsam-single-tenant"
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 # Room in a message around the largest image: field tags and a stream's request id.
 _MESSAGE_OVERHEAD_BYTES = 2**16
+_DEVICE = r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$"  # what torch reads: no other digits, no zeros in front
 DEFAULT_CACHE_DIR = Path.home() / ".cache" / "splitsam"
 
 
-class SettingsProblem(Exception):
+class SettingsProblem(StartProblem):
     """A setting is unknown or out of range; the message names it."""
 
 
@@ -77,7 +79,9 @@ class ServiceSettings(BaseSettings):
     checkpoint: str | None = Field(None, description="Weights: a path, file:// or https:// URL; unset: shipped vit_t")
     sha256: str | None = Field(None, description="Digest that the checkpoint file must have")
     cache_dir: Path = Field(DEFAULT_CACHE_DIR, description="Folder for downloaded weights")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$", description="auto, cpu, cuda or cuda:N"
+    )
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
     previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
     tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")

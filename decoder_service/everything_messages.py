@@ -71,7 +71,8 @@ def _parse_grid(message: decoder_pb2.GenerateMasksRequest, max_points: int) -> n
         raise InvalidArgument(
             "point_grid", f"must hold at most {max_points} points; got {len(message.point_grid) // 2}"
         )
-    grid = np.array(message.point_grid, np.float64)
+    # By Python's numbers: NumPy would warn of a signalling NaN where it casts them.
+    grid = np.fromiter(message.point_grid, np.float64, len(message.point_grid))
     outside = np.flatnonzero(~((grid >= 0) & (grid <= 1)))
     if len(outside):
         check_range(f"point_grid[{outside[0]}]", float(grid[outside[0]]), 0.0, 1.0)

@@ -80,6 +80,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         finally:
             reader.cancel()
             worker.cancel()
+            # Both are over before the interceptor empties the frames that a refusal went through.
+            await asyncio.gather(reader, worker, return_exceptions=True)
 
     async def GenerateMasks(
         self, request: pb.GenerateMasksRequest, context: grpc.aio.ServicerContext

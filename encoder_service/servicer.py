@@ -101,15 +101,25 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         places: asyncio.Semaphore,
         answers: "asyncio.Queue[pb.EncodeImagesResponse | None]",
     ) -> None:
-        """Encode a stream's images as places come free; None ends the answers."""
+        """Encode a stream's images as places come free; None ends the answers.
+
+        Raises:
+            InvalidArgument: something else than a request came; all images before it have been answered.
+        """
+        refusal = None
         try:
             async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await places.acquire()
-                    group.create_task(self._encode_item(request, answers))
-                    del request  # it would lie in memory until the next one comes
+                try:
+                    async for request in requests:
+                        await places.acquire()
+                        group.create_task(self._encode_item(request, answers))
+                        del request  # it would lie in memory until the next one comes
+                except ServiceError as error:  # the group would wrap it, and cancel the images in work
+                    refusal = error
         finally:
             answers.put_nowait(None)
+        if refusal is not None:
+            raise refusal
 
     async def _encode_item(
         self, request: pb.EncodeImagesRequest, answers: "asyncio.Queue[pb.EncodeImagesResponse | None]"

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from splitsam.common.settings import Port, ServiceSettings
+
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
 
 
 class EncoderSettings(ServiceSettings):
@@ -18,7 +20,7 @@ class EncoderSettings(ServiceSettings):
         "fp32", description="Numbers the image encoder computes in; auto: the fastest known to keep the masks"
     )
     codec: Literal["fp16", "bf16"] = Field("fp16", description="Numbers an embedding is stored in")
-    batch_sizes: Annotated[tuple[PositiveInt, ...], NoDecode] = Field(
+    batch_sizes: Annotated[tuple[BatchSize, ...], NoDecode] = Field(
         (1, 4, 16), min_length=1, description="Batches on a GPU are filled up to one of these; a CPU takes one image"
     )
     max_wait_ms: float = Field(2.0, ge=0, le=1000, description="How long an idle GPU holds an unfilled batch back")

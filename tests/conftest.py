@@ -10,8 +10,9 @@ from redis_process import RedisProcess
 
 from splitsam.common.metrics import Metrics
 
-# No test fails for being slow on a busy machine.
-hypothesis.settings.register_profile("splitsam", deadline=None)
+# No test fails for being slow on a busy machine, and all runs try the same examples; `thorough` is asked for by flag.
+hypothesis.settings.register_profile("splitsam", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
 hypothesis.settings.load_profile("splitsam")
 
 

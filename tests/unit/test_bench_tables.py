@@ -5,12 +5,13 @@ import pytest
 from bench.decoder import tables as decoder
 from bench.documents import DOCUMENTS
 from bench.faults import tables as faults
+from bench.fuzz import tables as fuzz
 from bench.load import tables as load
 from bench.readiness import tables as readiness
 from bench.row_file import RESULTS
 from bench.waterfall import tables as waterfall
 
-BENCHMARKS = (decoder, faults, load, readiness, waterfall)
+BENCHMARKS = (decoder, faults, fuzz, load, readiness, waterfall)
 
 
 @pytest.mark.parametrize("tables", BENCHMARKS, ids=lambda tables: tables.__name__)

@@ -150,6 +150,11 @@ def test_nothing_given_is_the_shipped_model_or_says_that_it_is_missing(model: st
         ("file://elsewhere/a.pth", None, None, "not file://elsewhere/a.pth"),
         ("https://127.0.0.1/a.pth?token=secret", None, None, "add --sha256 for https://127.0.0.1/a.pth$"),
         ("https://me:secret@127.0.0.1/a.pth", None, None, "not https://127.0.0.1/a.pth$"),
+        ("absent\n.pth", None, None, r"no checkpoint file at absent\\n\.pth"),
+        ("a" * 300, None, None, "cannot read the checkpoint file: .* too long"),
+        ("~nobody-has-this-name/a.pth", None, None, "no checkpoint file at ~nobody-has-this-name/a.pth"),
+        ("file://[", None, None, "--checkpoint is not a URL"),
+        ("https://127.0.0.1:http/a.pth", None, "0" * 64, "--checkpoint is not a URL"),
         ("https://127.0.0.1/a.exe", None, "0" * 64, "ends in .pth, .pt, .safetensors; 'a.exe' does not"),
     ],
 )

@@ -77,3 +77,16 @@ async def test_another_tenants_embedding_cannot_be_downloaded(stored):
 async def test_a_key_that_is_none_is_refused_by_field(stored, key: str):
     with pytest.raises(InvalidArgument, match="embedding_key"):
         await download(stored[0], key, "acme")
+
+
+async def test_a_stream_with_nonsense_in_it_is_refused_after_the_images_before(stored):
+    async def requests():
+        yield pb.EncodeImagesRequest(request_id=7, image=b"no image")
+        raise InvalidArgument("request", "is not a message of this method")
+
+    current_call.set(Call(tenant="acme", request_id="id", method="EncodeImages"))
+    stream = stored[0].EncodeImages(requests(), None)
+    answers = [await anext(stream)]
+    with pytest.raises(InvalidArgument, match="not a message"):
+        await anext(stream)
+    assert [(answer.request_id, answer.error.reason) for answer in answers] == [(7, "INVALID_ARGUMENT")]

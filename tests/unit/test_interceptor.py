@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from probe_service import SERVICE, Probe, Running, running
 
+from bench.fuzz.frames import DATA, END_STREAM, exchange, frame, start_call
 from splitsam.common import errors
 from splitsam.common.errors import InvalidArgument, QueueFull, ServiceError
 from splitsam.common.metrics import Metrics
@@ -154,6 +155,19 @@ async def test_the_request_id_comes_back_and_is_on_the_log_line(
     (line,) = [record for record in caplog.records if record.name == "splitsam.rpc"]
     assert (line.request_id, line.method, line.code, line.tenant) == ("id-3", method, "OK", "default")
     assert counted(metrics, method, "OK") == 1
+
+
+@pytest.mark.parametrize("given", ["é".encode(), b"\xff\xfe", b"a\nforged line", b"a\tb", b" "])
+async def test_a_request_id_that_cannot_be_sent_back_or_breaks_the_log_is_replaced(
+    server: Running, given: bytes, caplog
+):
+    caplog.set_level(logging.INFO, "splitsam.rpc")
+    opening = start_call(f"/{SERVICE}/EncodeImage".encode(), [(b"x-request-id", given)])
+    answer, hung_up = await exchange(server.address, opening + frame(DATA, END_STREAM, 1, bytes(5)), b"x-request-id")
+    assert b"grpc-status\x010" in answer
+    assert not hung_up
+    [line] = [record for record in caplog.records if record.name == "splitsam.rpc"]
+    assert line.request_id.isalnum()
 
 
 async def test_a_call_without_a_request_id_gets_one_and_a_long_one_is_cut(server: Running):

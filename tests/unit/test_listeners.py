@@ -9,10 +9,10 @@ import grpc
 import pytest
 from probe_service import Probe, running
 
+from bench.fuzz.frames import PREFACE, frame
 from splitsam.v1 import encoder_pb2 as pb
 
 LIMIT_S = 20.0
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 1, 3, 4, 6, 7
 ACK, END_HEADERS = 1, 4
 MAX_CONCURRENT_STREAMS = 3
@@ -36,7 +36,7 @@ class RawConnection:
         self.send(SETTINGS)
 
     def send(self, kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> None:
-        self.writer.write(len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload)
+        self.writer.write(frame(kind, flags, stream, payload))
 
     def call(self, stream: int) -> None:
         """Begin a call and send no request."""

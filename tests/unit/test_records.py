@@ -110,6 +110,24 @@ def test_a_record_of_another_kind_tenant_or_key_is_refused(kind: bytes, address:
         unpack_record(RECORD, kind, address)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"orientation": 9},
+        {"orientation": 255},
+        {"image_size": Size(0, 3000)},
+        {"image_size": Size(4000, 0)},
+        {"input_size": Size(0, 768)},
+        {"input_size": Size(1025, 768)},
+    ],
+    ids=str,
+)
+def test_a_header_of_no_image_is_refused_though_its_checksum_is_right(forged: dict):
+    data = pack_record(dataclasses.replace(header(), **forged), values())
+    with pytest.raises(BadRecord, match="no image is"):
+        unpack_record(data, LOGITS, ADDRESS)
+
+
 @settings(max_examples=300)
 @given(st.integers(0, 8 * HEADER_BYTES - 1))
 def test_a_flipped_bit_in_the_header_is_refused(bit: int):

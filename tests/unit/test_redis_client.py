@@ -38,6 +38,7 @@ def test_url_carries_login_database_tls_and_options():
     assert (place.options["username"], place.options["password"], place.options["db"]) == ("me", "p@ss", 3)
     assert (place.options["sentinel_password"], place.options["health_check_interval"]) == ("other", 5)
     assert place.options["ssl"] is True
+    assert parse_place("rediss+sentinel://a/main?ssl_ca_certs=/ca.crt").options["ssl_ca_certs"] == "/ca.crt"
     assert parse_place("rediss+cluster://a").options["ssl"] is True
     assert "ssl" not in parse_place("redis+cluster://a").options
 
@@ -46,6 +47,12 @@ def test_url_carries_login_database_tls_and_options():
     "url",
     [
         *("http://a", "redis+sentinel://a", "redis+sentinel:///main", "redis+sentinel://a/main/1/2"),
+        *(
+            "redis://a?no_such_option=1",
+            "redis+sentinel://a/main?no_such_option=1",
+            "redis+sentinel://a/main?sentinel_x=1",
+        ),
+        *("rediss://a?ssl_cert_reqs=perhaps", "redis://a?ssl_ca_certs=/without-tls"),
         *("redis+cluster://a/1", "redis+cluster://", "redis+cluster://a:port", "redis+sentinel://a,,b/main", "a:6379"),
     ],
 )

@@ -11,10 +11,12 @@ import urllib.request
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from probe_service import SERVICE, Probe, Running, running, start_server
 from redis_process import free_port
 
+from bench.fuzz.frames import exchange, start_call
 from splitsam.common.errors import CheckpointError, DeviceLost
 from splitsam.common.metrics import Metrics
 from splitsam.common.process import run_service
@@ -152,6 +154,32 @@ async def test_a_taken_port_is_named(probe: Probe, metrics: Metrics, flag: str):
         name = flag.removeprefix("--").replace("-", "_")
         with pytest.raises(SettingsProblem, match=rf"^{name}: .*{taken}"):
             await task
+
+
+async def test_a_server_that_grpc_ended_is_no_process_that_nobody_can_call(probe: Probe, metrics: Metrics):
+    task, address = await start_server(probe, metrics)
+    async with grpc.aio.insecure_channel(address) as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+    path = b"/splitsam.v1\xff.EncoderService/EncodeImage"
+    await exchange(address, start_call(path))
+    with pytest.raises(DeviceLost, match="gRPC's server ended: UnicodeDecodeError"):
+        await task
+
+
+@pytest.mark.parametrize("host", ["a\nb", "\udcff", "", "127.0.0.1:1"])
+async def test_a_host_that_is_none_is_refused_in_one_line(probe: Probe, metrics: Metrics, host: str):
+    task, _ = await start_server(probe, metrics, "--host", host)
+    with pytest.raises(SettingsProblem, match=r"^port: cannot listen on") as caught:
+        await task
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="IPv6 is off")
+async def test_metrics_listen_on_the_same_ipv6_host(probe: Probe, metrics: Metrics):
+    port = free_port()
+    async with running(probe, metrics, "--host", "[::1]", "--metrics-port", str(port)):
+        with await asyncio.to_thread(urllib.request.urlopen, f"http://[::1]:{port}/metrics") as page:
+            assert b"splitsam_" in page.read()
 
 
 async def test_metrics_are_scraped_over_http(probe: Probe, metrics: Metrics):

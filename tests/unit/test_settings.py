@@ -66,6 +66,13 @@ def test_an_unknown_name_in_the_environment_is_refused_by_name(monkeypatch: pyte
         EncoderSettings.load()
 
 
+def test_an_unknown_name_that_breaks_lines_is_refused_in_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SPLITSAM_ENCODER_A\r\nB\x1b[31m", "1")
+    with pytest.raises(SettingsProblem) as caught:
+        EncoderSettings.load()
+    assert str(caught.value) == r"unknown setting in the environment: SPLITSAM_ENCODER_A\r\nB\x1b[31m"
+
+
 def test_an_unknown_flag_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         EncoderSettings.load(["--max-qeue", "1"])
@@ -83,6 +90,10 @@ def test_an_unknown_flag_is_refused_by_name(capsys: pytest.CaptureFixture[str]):
         (EncoderSettings, "--codec", "int3"),
         (EncoderSettings, "--device", "tpu"),
         (EncoderSettings, "--device", "cuda:x"),
+        (EncoderSettings, "--device", "cuda:٣"),  # a digit to Unicode, and not to torch
+        (EncoderSettings, "--device", "cuda:03"),
+        (DecoderSettings, "--device", "cuda:999999999999"),
+        (EncoderSettings, "--batch-sizes", "99999999999"),
         (EncoderSettings, "--model", "vit_x"),
         (EncoderSettings, "--max-wait-ms", "-1"),
         (EncoderSettings, "--redis-timeout-ms", "0"),
