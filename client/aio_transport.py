@@ -12,6 +12,7 @@ from splitsam.client.answers import read_source
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
 from splitsam.client.results import ImageSource
+from splitsam.client.spans import call_span, operation_span
 from splitsam.client.steps import (
     CloseBulk,
     Collect,
@@ -29,6 +30,7 @@ from splitsam.client.steps import (
     resume,
 )
 from splitsam.client.transport import STUBS, idle_error
+from splitsam.common import tracing
 from splitsam.v1 import encoder_pb2
 
 
@@ -50,29 +52,33 @@ class AioTransport:
 
     async def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
-        try:
-            step = next(operation)
-            while True:
-                step = resume(operation, await self._outcome(step, None))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        with operation_span(operation) as span, tracing.within(span):
+            try:
+                step = next(operation)
+                while True:
+                    step = resume(operation, await self._outcome(step, None))
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
     async def results(self, operation: Operation[None]) -> AsyncIterator[Any]:
         """Perform an operation on a stream and hand out what it emits."""
         stream = _Stream(self)
-        try:
-            step = next(operation)
-            while True:
-                if isinstance(step, Emit):
-                    yield step.result
-                    step = next(operation)
-                else:
-                    step = resume(operation, await self._outcome(step, stream))
-        except StopIteration:
-            return
-        finally:
-            stream.abandon()
+        with operation_span(operation) as span:
+            try:
+                step = next(operation)
+                while True:
+                    if isinstance(step, Emit):
+                        yield step.result
+                        step = next(operation)
+                    else:
+                        with tracing.within(span):
+                            outcome = await self._outcome(step, stream)
+                        step = resume(operation, outcome)
+            except StopIteration:
+                return
+            finally:
+                stream.abandon()
 
     async def _outcome(self, step: Step, stream: "_Stream | None") -> Any:
         try:
@@ -108,11 +114,12 @@ class AioTransport:
 
     async def _call(self, step: Unary | Collect) -> Any:
         method = getattr(self.stub(step.service, step.address), step.method)
-        call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
-        try:
-            return [message async for message in call] if isinstance(step, Collect) else await call
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, step.address) from error
+        with call_span(step):
+            call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
+            try:
+                return [message async for message in call] if isinstance(step, Collect) else await call
+            except grpc.RpcError as error:
+                raise error_from_rpc(error, step.address) from error
 
 
 class _Stream:

@@ -199,7 +199,9 @@ def encode(
     """Encode many images ahead of time; goes on past bad files and lists them at the end."""
     from splitsam.client.bulk_encode import run_bulk_encode
 
-    raise typer.Exit(run_bulk_encode(client, paths, in_flight))
+    status = run_bulk_encode(client, paths, in_flight)
+    if status:
+        raise typer.Exit(status)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import grpc
 from splitsam.client.answers import read_source
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.spans import call_span, operation_span
 from splitsam.client.steps import (
     CloseBulk,
     Collect,
@@ -28,6 +29,7 @@ from splitsam.client.steps import (
     Wait,
     resume,
 )
+from splitsam.common import tracing
 from splitsam.v1 import decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 STUBS: dict[str, Any] = {"encoder": encoder_pb2_grpc.EncoderServiceStub, "decoder": decoder_pb2_grpc.DecoderServiceStub}
@@ -46,29 +48,33 @@ class Transport:
 
     def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
-        try:
-            step = next(operation)
-            while True:
-                step = resume(operation, self._outcome(step, None))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        with operation_span(operation) as span, tracing.within(span):
+            try:
+                step = next(operation)
+                while True:
+                    step = resume(operation, self._outcome(step, None))
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
     def results(self, operation: Operation[None]) -> Iterator[Any]:
         """Perform an operation on a stream and hand out what it emits."""
         stream = _Stream(self._where, self._channels)
-        try:
-            step = next(operation)
-            while True:
-                if isinstance(step, Emit):
-                    yield step.result
-                    step = next(operation)
-                else:
-                    step = resume(operation, self._outcome(step, stream))
-        except StopIteration:
-            return
-        finally:
-            stream.abandon()
+        with operation_span(operation) as span:
+            try:
+                step = next(operation)
+                while True:
+                    if isinstance(step, Emit):
+                        yield step.result
+                        step = next(operation)
+                    else:
+                        with tracing.within(span):
+                            outcome = self._outcome(step, stream)
+                        step = resume(operation, outcome)
+            except StopIteration:
+                return
+            finally:
+                stream.abandon()
 
     def _outcome(self, step: Step, stream: "_Stream | None") -> Any:
         try:
@@ -107,11 +113,12 @@ class Transport:
         return getattr(STUBS[step.service](self._channels[step.address]), step.method)
 
     def _call(self, step: Unary | Collect) -> Any:
-        try:
-            answer = self._method(step)(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
-            return list(answer) if isinstance(step, Collect) else answer
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, step.address) from error
+        with call_span(step):
+            try:
+                answer = self._method(step)(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+                return list(answer) if isinstance(step, Collect) else answer
+            except grpc.RpcError as error:
+                raise error_from_rpc(error, step.address) from error
 
 
 class _Stream:
