@@ -216,6 +216,24 @@ def info(client: Client, as_json: AsJson = False) -> None:
         print(_described(service))
 
 
+@app.command()
+def top(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="Metrics of the replicas, host:port or URL; default: those of `up`.")
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one table of two looks and end; 1 if one is away.")
+    ] = False,
+) -> None:
+    """Watch a running deployment: states, rates, times, queues, caches and memory of each replica."""
+    from splitsam.client.top import DEFAULT_ADDRESSES, run_top
+
+    status = run_top(addresses or DEFAULT_ADDRESSES, interval, once=once)
+    if status:
+        raise typer.Exit(status)
+
+
 def _described(service: ServiceInfo) -> str:
     model = service.model + (" (demonstration model)" if service.demonstration else "")
     codec = f"{service.codec}, preprocessing {service.preprocess_version}" if service.codec != "unspecified" else ""

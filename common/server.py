@@ -59,6 +59,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         DeviceLost: the service cannot serve any more; callers were turned away.
     """
     lost = ""
+    metrics.enter("loading")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -87,9 +88,11 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
                 ready.set()
                 for name in names:
                     await checks.set(name, _SERVING)
+                metrics.enter("serving")
                 log.info("ready", extra={"service": service.full_name})
                 lost = await _until_told(service, stop)
         finally:
+            metrics.enter("draining")
             log.info("draining", extra={"service": service.full_name})
             for name in names:
                 await checks.set(name, _NOT_SERVING)
