@@ -25,6 +25,7 @@ VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
     "gpu with all": ("gpu", ("weights", "autoscale-queue-time", "monitoring")),
     "gpu with TLS": ("gpu", ("tls", "mutual-tls", "redis-tls", "monitoring")),
     "cpu-kind with TLS": ("cpu-kind", ("tls",)),
+    "gpu with traces": ("gpu", ("tracing", "weights")),
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
 }
 SERVICES = ("encoder", "decoder")
