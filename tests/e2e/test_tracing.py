@@ -1,6 +1,7 @@
 """One trace from the command line through both services to Redis, received by a collector over OTLP."""
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from splitsam.client.stack import Stack, StackSettings
 from splitsam.v1 import encoder_pb2
 
 TOKEN = "a-token-that-no-span-may-hold"
+PHOTO = image_file(draw(7))
 ENCODER, DECODER = "splitsam.v1.EncoderService", "splitsam.v1.DecoderService"
 # What a person on call follows: each span below its parent, and the process that it is of.
 CLIENT, ENCODING, DECODING = "splitsam-client", "splitsam-encoder", "splitsam-decoder"
@@ -71,7 +73,7 @@ def segmented(collector, traced, tmp_path_factory):
     """What `splitsam segment` printed of a photo, and the spans of its trace."""
     folder = tmp_path_factory.mktemp("client")
     (folder / "token").write_text(TOKEN)
-    (folder / "secret-name-of-a-photo.png").write_bytes(image_file(draw(7)))
+    (folder / "secret-name-of-a-photo.png").write_bytes(PHOTO)
     where = "--encoder", traced.encoder, "--decoder", traced.decoder, "--token-file", "token"
     result = subprocess.run(
         [COMMAND, "segment", "secret-name-of-a-photo.png", "--point", "100,120", "--json", *where],
@@ -140,8 +142,11 @@ def test_spans_hold_nothing_private(collector, traced, segmented):
     printed, _ = segmented
     sent = collector.raw
     secret = (traced.folder / "secret").read_text().strip()
-    for private in (printed["embedding_key"], bytes.fromhex(printed["embedding_key"]), TOKEN, secret, "secret-name"):
-        assert (private.encode() if isinstance(private, str) else private) not in sent
+    for text in (printed["embedding_key"], TOKEN, secret, "secret-name", str(traced.folder)):
+        assert text.encode() not in sent
+    for content in (bytes.fromhex(printed["embedding_key"]), hashlib.sha256(PHOTO).digest(), PHOTO[64:96]):
+        assert content not in sent
+        assert content.hex().encode() not in sent
     assert b"acme" in sent  # so what is looked for above would have been found
 
 
