@@ -86,9 +86,9 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         try:
             if await _until_open(service, stop):
                 ready.set()
+                metrics.enter("serving")
                 for name in names:
                     await checks.set(name, _SERVING)
-                metrics.enter("serving")
                 log.info("ready", extra={"service": service.full_name})
                 lost = await _until_told(service, stop)
         finally:

@@ -9,15 +9,16 @@ import subprocess
 import grpc
 import pytest
 from collector import Collector
-from e2e_support import Caller, draw, image_file, refusal, wait_until
+from e2e_support import Caller, ask, draw, image_file, point, prompt, refusal, wait_until
 from test_command_line import COMMAND
 
 from splitsam.client.stack import Stack, StackSettings
-from splitsam.v1 import encoder_pb2
+from splitsam.v1 import decoder_pb2, encoder_pb2
 
 TOKEN = "a-token-that-no-span-may-hold"
 PHOTO = image_file(draw(7))
 ENCODER, DECODER = "splitsam.v1.EncoderService", "splitsam.v1.DecoderService"
+STREAM = f"{DECODER}/PredictMasksStream"
 # What a person on call follows: each span below its parent, and the process that it is of.
 CLIENT, ENCODING, DECODING = "splitsam-client", "splitsam-encoder", "splitsam-decoder"
 TREE = {
@@ -93,12 +94,12 @@ def segmented(collector, traced, tmp_path_factory):
     return json.loads(result.stdout), wait_until(received, "all spans have arrived", 10)
 
 
-def edges(spans):
-    """The names of each span and its parent, and the service it is of."""
+def edges(spans, outside=""):
+    """The names of each span and its parent, and the service it is of; a parent elsewhere has no name."""
     by_id = {span.span_id: span for span in spans}
     found = {}
     for span in spans:
-        parent = (by_id[span.parent_id].name,) if span.parent_id else ()
+        parent = (by_id[span.parent_id].name,) if span.parent_id not in ("", outside) else ()
         found[(*parent, span.name)] = span.service
     return found
 
@@ -177,3 +178,28 @@ def test_a_refusal_is_found_by_its_request_id_below_the_callers_span(collector, 
     assert span.attributes["splitsam.request_id"] == refused.metadata["request_id"]
     assert span.attributes["error.type"] == "INVALID_ARGUMENT"
     assert not span.is_failed  # the mistake is the caller's
+
+
+def test_each_image_and_each_position_of_a_stream_has_its_own_span(collector, traced):
+    caller = Caller(traced.encoder, traced.decoder, TOKEN)
+    key = caller.encode(PHOTO).embedding.embedding_key
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    options = caller.options()
+    options["metadata"] += (("traceparent", f"00-{trace_id}-{span_id}-01"),)
+    images = iter([encoder_pb2.EncodeImagesRequest(request_id=number, image=PHOTO) for number in (1, 2)])
+    assert len(list(caller.encoder.EncodeImages(images, **options))) == 2
+    position = decoder_pb2.PredictMasksStreamRequest(request_id=7, request=ask({key: [prompt(point(9, 9))]}))
+    [answer] = caller.decoder.PredictMasksStream(iter([position]), **options)
+    assert answer.HasField("result")
+    caller.close()
+
+    def served():
+        names = [span.name for span in collector.spans if span.trace_id == trace_id]
+        return names.count("encode item") == 2 and names.count("pointer position") == 1 and names.count(STREAM) == 1
+
+    wait_until(served, "the spans of both streams have arrived", 10)
+    found = edges([span for span in collector.spans if span.trace_id == trace_id], outside=span_id)
+    assert found[f"{ENCODER}/EncodeImages", "encode item"] == ENCODING
+    assert found["encode item", "redis get"] == ENCODING
+    assert found[STREAM, "pointer position"] == DECODING
+    assert found["pointer position", "decoder model"] == DECODING
