@@ -13,6 +13,7 @@ from splitsam.client.channels import REFUSALS
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
 from splitsam.client.results import ImageSource
+from splitsam.client.spans import call_span, operation_span
 from splitsam.client.steps import (
     CloseBulk,
     Collect,
@@ -30,6 +31,7 @@ from splitsam.client.steps import (
     resume,
 )
 from splitsam.client.transport import STUBS, idle_error
+from splitsam.common import tracing
 from splitsam.v1 import encoder_pb2
 
 _LEFT_S = 3600.0  # for calls on a channel that was left
@@ -74,29 +76,33 @@ class AioTransport:
 
     async def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
-        try:
-            step = next(operation)
-            while True:
-                step = resume(operation, await self._outcome(step, None))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        with operation_span(operation) as span, tracing.within(span):
+            try:
+                step = next(operation)
+                while True:
+                    step = resume(operation, await self._outcome(step, None))
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
     async def results(self, operation: Operation[None]) -> AsyncIterator[Any]:
         """Perform an operation on a stream and hand out what it emits."""
         stream = _Stream(self)
-        try:
-            step = next(operation)
-            while True:
-                if isinstance(step, Emit):
-                    yield step.result
-                    step = next(operation)
-                else:
-                    step = resume(operation, await self._outcome(step, stream))
-        except StopIteration:
-            return
-        finally:
-            stream.abandon()
+        with operation_span(operation) as span:
+            try:
+                step = next(operation)
+                while True:
+                    if isinstance(step, Emit):
+                        yield step.result
+                        step = next(operation)
+                    else:
+                        with tracing.within(span):
+                            outcome = await self._outcome(step, stream)
+                        step = resume(operation, outcome)
+            except StopIteration:
+                return
+            finally:
+                stream.abandon()
 
     async def _outcome(self, step: Step, stream: "_Stream | None") -> Any:
         try:
@@ -131,17 +137,18 @@ class AioTransport:
                 return await self._perform(step)
 
     async def _call(self, step: Unary | Collect) -> Any:
-        channel = self.channel(step.address)
-        method = getattr(STUBS[step.service](channel), step.method)
-        call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
-        failure: SplitsamError | None = None
-        try:
-            return [message async for message in call] if isinstance(step, Collect) else await call
-        except grpc.RpcError as error:
-            failure = error_from_rpc(error, step.address)
-            raise failure from error
-        finally:
-            self.settle(step.address, channel, failure)
+        with call_span(step):
+            channel = self.channel(step.address)
+            method = getattr(STUBS[step.service](channel), step.method)
+            call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
+            failure: SplitsamError | None = None
+            try:
+                return [message async for message in call] if isinstance(step, Collect) else await call
+            except grpc.RpcError as error:
+                failure = error_from_rpc(error, step.address)
+                raise failure from error
+            finally:
+                self.settle(step.address, channel, failure)
 
 
 class _Stream:

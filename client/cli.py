@@ -212,7 +212,9 @@ def encode(
     from splitsam.client.image_list import parse_shard, select_images
 
     images = select_images(paths, listed=listed, coco=coco, root=root, shard=parse_shard(shard))
-    raise typer.Exit(run_bulk_encode(client, images, in_flight, report))
+    status = run_bulk_encode(client, images, in_flight, report)
+    if status:
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -225,6 +227,24 @@ def info(client: Client, as_json: AsJson = False) -> None:
         return
     for service in (found.encoder, *found.decoders):
         print(_described(service))
+
+
+@app.command()
+def top(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="Metrics of the replicas, host:port or URL; default: those of `up`.")
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one table of two looks and end; 1 if one is away.")
+    ] = False,
+) -> None:
+    """Watch a running deployment: states, rates, times, queues, caches and memory of each replica."""
+    from splitsam.client.top import DEFAULT_ADDRESSES, run_top
+
+    status = run_top(addresses or DEFAULT_ADDRESSES, interval, once=once)
+    if status:
+        raise typer.Exit(status)
 
 
 def _described(service: ServiceInfo) -> str:

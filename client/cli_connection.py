@@ -10,6 +10,7 @@ import typer
 
 from splitsam.client.client import Client
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS
+from splitsam.client.spans import program_span
 
 Encoders = Annotated[list[str], typer.Option("--encoder", help="Address of the encoder service; may be repeated.")]
 Decoders = Annotated[list[str], typer.Option("--decoder", help="Address of the decoder service; may be repeated.")]
@@ -56,7 +57,8 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
-        with open_client(**{name: options.pop(name) for name in connection}) as client:
+        of_client = {name: options.pop(name) for name in connection}
+        with program_span(f"splitsam {command.__name__}"), open_client(**of_client) as client:
             command(client, **options)
 
     parameters = [*own, *connection.values()]

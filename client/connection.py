@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 
+from splitsam.common import tracing
+
 DEFAULT_ENCODER = "127.0.0.1:50051"
 DEFAULT_DECODER = "127.0.0.1:50052"
 # A replica that comes back is met again within about a second; one whose host is gone is waited for no longer than two.
@@ -55,7 +57,9 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        """Of a call that is made now: the credentials, and the trace that it belongs to."""
+        credentials = (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        return (*credentials, *tracing.carrier())
 
     def open_channel(self, address: str, grpc_module: Any = grpc, *, has_own_connection: bool = False) -> Any:
         """Open a channel of `grpc` or of `grpc.aio`; those to one address share a connection, or it gets its own."""

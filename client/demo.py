@@ -10,6 +10,7 @@ from typing import TypeVar
 from splitsam.client.client import Client
 from splitsam.client.demo_prompts import DEMO_PROMPTS, DemoPrompt
 from splitsam.client.results import DeploymentInfo, EncodedImage, Mask
+from splitsam.client.spans import program_span
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.client.up import DEMO_PHOTO, stop_signals
 
@@ -38,6 +39,7 @@ def run_demo(out: Path, settings: StackSettings, addresses: tuple[str, str] | No
             stack, elapsed_ms = _timed(lambda: running.enter_context(Stack(settings)))
             print(f"ready after {elapsed_ms / 1000:.1f} s\n")
             addresses = (stack.encoder, stack.decoder)
+        running.enter_context(program_span("splitsam demo"))
         sam = running.enter_context(Client(*addresses, encode_timeout_s=_ENCODE_TIMEOUT_S))
         print(_about(sam.info()) + "\n")
         first, first_ms = _timed(lambda: sam.encode(DEMO_PHOTO))

@@ -47,7 +47,7 @@ class Operations:
 
     def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
         """Emit a result for each image, over one stream."""
-        return BulkEncode(
+        yield from BulkEncode(
             sources,
             in_flight,
             self.encode_timeout_s,

@@ -13,6 +13,7 @@ from splitsam.client.answers import read_source
 from splitsam.client.channels import Channels, Line
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.spans import call_span, operation_span
 from splitsam.client.steps import (
     CloseBulk,
     Collect,
@@ -29,6 +30,7 @@ from splitsam.client.steps import (
     Wait,
     resume,
 )
+from splitsam.common import tracing
 from splitsam.v1 import decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 STUBS: dict[str, Any] = {"encoder": encoder_pb2_grpc.EncoderServiceStub, "decoder": decoder_pb2_grpc.DecoderServiceStub}
@@ -46,29 +48,33 @@ class Transport:
 
     def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
-        try:
-            step = next(operation)
-            while True:
-                step = resume(operation, self._outcome(step, None))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        with operation_span(operation) as span, tracing.within(span):
+            try:
+                step = next(operation)
+                while True:
+                    step = resume(operation, self._outcome(step, None))
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
     def results(self, operation: Operation[None]) -> Iterator[Any]:
         """Perform an operation on a stream and hand out what it emits."""
         stream = _Stream(self._where, self._channels)
-        try:
-            step = next(operation)
-            while True:
-                if isinstance(step, Emit):
-                    yield step.result
-                    step = next(operation)
-                else:
-                    step = resume(operation, self._outcome(step, stream))
-        except StopIteration:
-            return
-        finally:
-            stream.abandon()
+        with operation_span(operation) as span:
+            try:
+                step = next(operation)
+                while True:
+                    if isinstance(step, Emit):
+                        yield step.result
+                        step = next(operation)
+                    else:
+                        with tracing.within(span):
+                            outcome = self._outcome(step, stream)
+                        step = resume(operation, outcome)
+            except StopIteration:
+                return
+            finally:
+                stream.abandon()
 
     def _outcome(self, step: Step, stream: "_Stream | None") -> Any:
         try:
@@ -104,17 +110,18 @@ class Transport:
                 return self._perform(step)
 
     def _call(self, step: Unary | Collect) -> Any:
-        line = self._channels.begin(step.address)
-        failure: SplitsamError | None = None
-        try:
-            method = getattr(STUBS[step.service](line.channel), step.method)
-            answer = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
-            return list(answer) if isinstance(step, Collect) else answer
-        except grpc.RpcError as error:
-            failure = error_from_rpc(error, step.address)
-            raise failure from error
-        finally:
-            self._channels.end(line, failure)
+        with call_span(step):
+            line = self._channels.begin(step.address)
+            failure: SplitsamError | None = None
+            try:
+                method = getattr(STUBS[step.service](line.channel), step.method)
+                answer = method(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+                return list(answer) if isinstance(step, Collect) else answer
+            except grpc.RpcError as error:
+                failure = error_from_rpc(error, step.address)
+                raise failure from error
+            finally:
+                self._channels.end(line, failure)
 
 
 class _Stream:

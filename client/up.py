@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from splitsam.client.client import Client
+from splitsam.client.processes import LOOPBACK
 from splitsam.client.results import DeploymentInfo
 from splitsam.client.stack import Stack, StackSettings
 
@@ -53,6 +54,8 @@ def stop_signals() -> Iterator[None]:
 def banner(stack: Stack, info: DeploymentInfo | None) -> str:
     """One screen: where everything is, and what to try next."""
     where = "" if stack.settings.encoder_port == 50051 and stack.settings.decoder_port == 50052 else addresses(stack)
+    ports = (stack.settings.encoder_metrics_port, stack.settings.decoder_metrics_port)
+    watched = "" if ports == (50061, 50062) else "".join(f" {LOOPBACK}:{port}" for port in ports)
     redis = stack.redis_url.rpartition("@")[2].removesuffix("/0")
     options = _tls_options(stack)
     return f"""
@@ -65,7 +68,8 @@ splitsam {importlib.metadata.version("splitsam")} is up
 
 Try in another terminal:
   splitsam segment {DEMO_PHOTO} --point 131,410 --out overlay.png{where}{options}
-  splitsam info{where}{options}{
+  splitsam info{where}{options}
+  splitsam top{watched}{
         ""
         if options
         else f'''

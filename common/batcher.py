@@ -19,6 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from opentelemetry.trace import Span
+
+from splitsam.common import tracing
 from splitsam.common.admission import Admission
 from splitsam.common.errors import NotReady, QueueFull
 from splitsam.common.fair_queue import FairQueue, Lane, Place
@@ -53,6 +56,8 @@ class _Entry(Generic[Item, Result]):
     latest_start_s: float
     deadline_s: float
     future: "asyncio.Future[Served[Result]]"
+    request: Span
+    waiting: Span
 
 
 class Batcher(Generic[Item, Result]):
@@ -125,14 +130,16 @@ class Batcher(Generic[Item, Result]):
         now_s = time.monotonic()
         future: asyncio.Future[Served[Result]] = asyncio.get_running_loop().create_future()
         longest_s = math.inf if begun else self._admission.longest_s[lane]
-        entry = _Entry(item, now_s, now_s + longest_s, deadline_s, future)
-        place = self._queue.make_place(entry, lane, tenant, self._weigh(item))
-        self._admit(place, deadline_s, begun=begun)
-        self._queue.add(place)
-        self._shed(place)
-        self._metrics.queue_length.labels(self._name).set(len(self))
-        self._arrival.set()
-        return await future
+        request = tracing.current()
+        with tracing.step("wait for a batch", {"splitsam.lane": lane.name.lower()}) as waiting:
+            entry = _Entry(item, now_s, now_s + longest_s, deadline_s, future, request, waiting)
+            place = self._queue.make_place(entry, lane, tenant, self._weigh(item))
+            self._admit(place, deadline_s, begun=begun)
+            self._queue.add(place)
+            self._shed(place)
+            self._metrics.queue_length.labels(self._name).set(len(self))
+            self._arrival.set()
+            return await future
 
     def check_room(
         self, *, lane: Lane, tenant: str, deadline_s: float = math.inf, weight: int = 1, ahead: int = 0
@@ -216,6 +223,7 @@ class Batcher(Generic[Item, Result]):
                 else:
                     batch.append(due)
                     weight += due.weight
+                    due.item.waiting.end()
                     self._metrics.queue_seconds.labels(self._name).observe(now_s - due.item.queued_at_s)
         self._metrics.queue_length.labels(self._name).set(len(self))
         if batch:
@@ -228,13 +236,18 @@ class Batcher(Generic[Item, Result]):
         start_s = time.monotonic()
         weight = sum(place.weight for place in batch)
         self._admission.begin_batch(weight)
+        size = {"splitsam.batch.entries": len(batch), "splitsam.batch.weight": weight}
+        spans = tracing.begin_batch(f"{self._name} model", [place.item.request for place in batch], size)
         items = [place.item.item for place in batch]
         results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_isolating, items)
         model_s = time.monotonic() - start_s
         self._admission.end_batch(weight, model_s)
         self._metrics.model_seconds.labels(self._name).observe(model_s)
-        for place, result in zip(batch, results, strict=True):
+        for place, result, span in zip(batch, results, spans, strict=True):
             entry = place.item
+            if isinstance(result, Exception):
+                tracing.fail(span, result)
+            span.end()
             if entry.future.done():
                 continue
             if isinstance(result, Exception):

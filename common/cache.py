@@ -16,8 +16,10 @@ from typing import TypeVar
 
 import redis
 import torch
+from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisClusterException
 
+from splitsam.common import tracing
 from splitsam.common.calls import share_of_deadline_s
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
@@ -179,8 +181,12 @@ class RecordCache:
             raise CacheUnavailable("the embedding cache does not answer", retry_delay_s=_BREAKER_OPEN_S)
         start_s = time.perf_counter()
         future = asyncio.get_running_loop().run_in_executor(self._threads, command)
+        about = {"db.system.name": "redis", "db.operation.name": operation}
         try:
-            reply = await asyncio.wait_for(future, max(0.01, min(wait_s, self._timeout_s)))
+            with tracing.step(f"redis {operation}", about, kind=SpanKind.CLIENT) as span:
+                reply = await asyncio.wait_for(future, max(0.01, min(wait_s, self._timeout_s)))
+                if operation == "get":
+                    span.set_attribute("splitsam.found", reply is not None)
         except redis.ResponseError as error:
             # Redis answers and refuses this command (maxmemory without eviction, ACL): no reason to stop asking.
             log.warning("redis refused a command", extra={"operation": operation, "error": str(error)})

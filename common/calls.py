@@ -14,12 +14,20 @@ class Call:
         request_id: written on every log line and sent back as trailing metadata.
         method: full gRPC method name.
         deadline_s: when the caller gives up, in seconds of time.monotonic(); None when it never does.
+        trace_id: of the trace it belongs to, on every log line; empty without one.
     """
 
     tenant: str
     request_id: str
     method: str
     deadline_s: float | None = None
+    trace_id: str = ""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What finds this call's log lines, as they show it."""
+        trace = {"trace_id": self.trace_id} if self.trace_id else {}
+        return {"request_id": self.request_id, **trace}
 
 
 current_call: ContextVar[Call] = ContextVar("splitsam_call")

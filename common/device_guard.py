@@ -38,6 +38,8 @@ class DeviceGuard:
         self._metrics = metrics
         self._probe = probe or self._synchronise
         self._lost: Future[str] = Future()
+        if device.type == "cuda":
+            metrics.device_memory_bytes.set_function(lambda: torch.cuda.memory_reserved(device))
         self._out_of_memory_in_a_row = 0
 
     @property

@@ -12,7 +12,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 class JsonFormatter(logging.Formatter):
-    """Level, message, time, request id and whatever was passed as `extra`."""
+    """Level, message, time, request id, trace id and whatever was passed as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, Any] = {
@@ -46,4 +46,4 @@ def configure_logs(*, log_format: str, level: str) -> None:
 def _context(record: logging.LogRecord) -> dict[str, Any]:
     call = current_call.get(None)
     extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
-    return ({"request_id": call.request_id} if call else {}) | extra
+    return (call.names if call else {}) | extra

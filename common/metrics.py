@@ -1,8 +1,9 @@
 """The Prometheus metrics of a service; names and meanings are part of its interface."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+STATES = ("loading", "serving", "draining")
 _FILL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -11,6 +12,19 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._state = Gauge(
+            "splitsam_state",
+            "1 for what the process is at: loading, serving or draining",
+            ["state"],
+            registry=self.registry,
+        )
+        self.model = Gauge(
+            "splitsam_model",
+            "1 for the model that is served, its precision and its device",
+            ["name", "model_id", "precision", "device"],
+            registry=self.registry,
+        )
         self.requests = Counter(
             "splitsam_requests", "Finished RPCs by method and gRPC code", ["method", "code"], registry=self.registry
         )
@@ -60,7 +74,11 @@ class Metrics:
         self.memory_bytes = Gauge(
             "splitsam_resident_bytes", "Bytes of records kept in memory", ["kind"], registry=self.registry
         )
-
+        self.device_memory_bytes = Gauge(
+            "splitsam_device_memory_bytes",
+            "Bytes that torch holds of a GPU's memory; 0 on a CPU",
+            registry=self.registry,
+        )
         self.upload_bytes = Gauge(
             "splitsam_upload_bytes", "Bytes of requests being read or in work", registry=self.registry
         )
@@ -75,6 +93,11 @@ class Metrics:
             "Until when the certificate in use is valid, in Unix time; 0 without TLS",
             registry=self.registry,
         )
+
+    def enter(self, state: str) -> None:
+        """Say what the process is at, one of STATES."""
+        for each in STATES:
+            self._state.labels(each).set(each == state)
 
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes on http://host:port/metrics from a thread of its own."""

@@ -1,4 +1,4 @@
-"""What goes around every RPC: it is counted, timed and logged, and what it raises becomes a status."""
+"""What goes around every RPC: it is counted, timed, logged and traced, and what it raises becomes a status."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import traceback
 
 import grpc
 
+from splitsam.common import tracing
 from splitsam.common.calls import Call, current_call
 from splitsam.common.errors import InternalError, ServiceError
 from splitsam.common.metrics import Metrics
@@ -59,7 +60,11 @@ class Observed:
     async def __aenter__(self) -> None:
         self._running.enter()
         self._start_s = time.perf_counter()
-        current_call.set(dataclasses.replace(self._call, deadline_s=self._deadline_s()))
+        about = {"splitsam.request_id": self._call.request_id, "splitsam.tenant": self._call.tenant}
+        self._span = tracing.begin_request(self._call.method, dict(self._context.invocation_metadata() or ()), about)
+        trace_id = tracing.trace_id_of(self._span)
+        self._call = dataclasses.replace(self._call, deadline_s=self._deadline_s(), trace_id=trace_id)
+        current_call.set(self._call)
         self._context.set_trailing_metadata((("x-request-id", self._call.request_id),))
 
     def _deadline_s(self) -> float | None:
@@ -76,8 +81,9 @@ class Observed:
         code = "CANCELLED" if _is_cancelled(error) else failure.code.name if failure else "OK"
         self._metrics.requests.labels(method, code).inc()
         self._metrics.request_seconds.labels(method).observe(elapsed_s)
+        tracing.end_request(self._span, code, failure.reason if failure else None)
         extra = {
-            "request_id": self._call.request_id,  # not from the context: a dropped stream is closed in another
+            **self._call.names,  # not from the context: a dropped stream is closed in another
             "method": method,
             "code": code,
             "ms": round(elapsed_s * 1000, 1),

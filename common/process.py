@@ -11,6 +11,7 @@ from splitsam.common.errors import CheckpointError, DeviceLost
 from splitsam.common.metrics import Metrics
 from splitsam.common.server import Service, prepare_process, serve
 from splitsam.common.settings import ServiceSettings, SettingsProblem
+from splitsam.common.trace_export import TraceExportProblem, exporting
 
 DEVICE_LOST_STATUS = 3
 Settings = TypeVar("Settings", bound=ServiceSettings)
@@ -22,16 +23,17 @@ def run_service(
     """Run until SIGTERM or SIGINT.
 
     Returns:
-        The exit status: 0 after a drain, 2 for a bad setting, 1 for bad weights. With status 3 the process ends here
-        and at once, because its device failed: taking down what has failed may hang.
+        The exit status: 0 after a drain, 2 for a bad setting or variable, 1 for bad weights. With status 3 the process
+        ends here and at once, because its device failed: taking down what has failed may hang.
     """
     try:
         settings = settings_type.load(sys.argv[1:] if arguments is None else arguments)
         prepare_process(settings)
-        asyncio.run(_serve(settings, build))
-    except (SettingsProblem, CheckpointError) as error:
+        with exporting(settings.service_name):
+            asyncio.run(_serve(settings, build))
+    except (SettingsProblem, TraceExportProblem, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SettingsProblem) else 1
+        return 1 if isinstance(error, CheckpointError) else 2
     except DeviceLost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         logging.shutdown()

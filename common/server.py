@@ -59,6 +59,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         DeviceLost: the process cannot serve any more; callers were turned away.
     """
     lost = ""
+    metrics.enter("loading")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -85,11 +86,13 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         try:
             if await _until_open(service, stop):
                 ready.set()
+                metrics.enter("serving")
                 for name in names:
                     await checks.set(name, _SERVING)
                 log.info("ready", extra={"service": service.full_name})
                 lost = await _until_told(service, server, stop)
         finally:
+            metrics.enter("draining")
             log.info("draining", extra={"service": service.full_name})
             for name in names:
                 await checks.set(name, _NOT_SERVING)

@@ -145,6 +145,12 @@ class ServiceSettings(BaseSettings):
         return self
 
     @property
+    def service_name(self) -> str:
+        """In traces, where the environment gives none: `splitsam-encoder`, `splitsam-decoder`."""
+        prefix: str = self.model_config["env_prefix"]
+        return prefix.rstrip("_").replace("_", "-").lower()
+
+    @property
     def max_message_bytes(self) -> int:
         """Of one request."""
         return self.max_image_bytes + _MESSAGE_OVERHEAD_BYTES

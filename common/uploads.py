@@ -7,6 +7,7 @@ import heapq
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from splitsam.common import tracing
 from splitsam.common.errors import InvalidArgument, QueueFull, UploadTooSlow
 from splitsam.common.metrics import Metrics
 from splitsam.common.settings import ServiceSettings
@@ -46,9 +47,12 @@ class UploadBudget:
             InvalidArgument: there is none.
         """
         held = self._largest_bytes
-        await self._take_in_time(held)
+        with tracing.step("wait for room"):
+            await self._take_in_time(held)
         try:
-            data = await self._in_time(read)
+            with tracing.step("receive request") as span:
+                data = await self._in_time(read)
+                span.set_attribute("splitsam.request.bytes", len(data))
             self._give(held - len(data))
             held = len(data)
             message = parse(data)

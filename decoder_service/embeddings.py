@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from splitsam.common import tracing
 from splitsam.common.cache import RecordCache
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import DeviceOutOfMemory, EmbeddingExpired, ModelMismatch
@@ -75,9 +76,10 @@ class EmbeddingStore:
         resident = self._resident.get(addresses[0])
         result = "miss" if resident is None else "hit"
         self._metrics.cache_lookups.labels("embedding", "memory", result).inc()
-        if resident is not None:
-            return resident
-        return await self._flights.run(addresses[0], lambda: self._fetch(addresses))
+        with tracing.step("find embedding", {"splitsam.in_memory": resident is not None}):
+            if resident is not None:
+                return resident
+            return await self._flights.run(addresses[0], lambda: self._fetch(addresses))
 
     async def _fetch(self, addresses: list[Address]) -> Embedding:
         record = await self._cache.get(EMBEDDING, addresses, ttl_s=self._ttl_s)
@@ -87,11 +89,12 @@ class EmbeddingStore:
         if header.model_id != self._model_id:
             message = f"the embedding was made by model {header.model_id[:12]}, this decoder runs {self._model_id[:12]}"
             raise ModelMismatch(message, metadata={"embedding_model": header.model_id, "decoder_model": self._model_id})
-        try:
-            prepared = await asyncio.to_thread(self._prepare_guarded, values)
-        except DeviceOutOfMemory:
-            self._resident.clear()
-            prepared = await asyncio.to_thread(self._prepare_guarded, values)
+        with tracing.step("prepare embedding"):
+            try:
+                prepared = await asyncio.to_thread(self._prepare_guarded, values)
+            except DeviceOutOfMemory:
+                self._resident.clear()
+                prepared = await asyncio.to_thread(self._prepare_guarded, values)
         embedding = Embedding(header, prepared)
         self._resident.put(addresses[0], embedding, prepared.size_bytes)
         self._metrics.memory_bytes.labels("embedding").set(self._resident.used_bytes)

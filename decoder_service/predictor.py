@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from splitsam.common import tracing
 from splitsam.common.batcher import Batcher, Lane, Served
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable
@@ -100,10 +101,11 @@ class Predictor:
         )
         start_s = time.perf_counter()
         budget = ReplyBudget(self._max_reply_bytes)
-        images = await gather_or_cancel(
-            self._write(tenant, embedding.header, answers.value, request.output, budget)
-            for embedding, answers in zip(embeddings, served, strict=True)
-        )
+        with tracing.step("write masks"):
+            images = await gather_or_cancel(
+                self._write(tenant, embedding.header, answers.value, request.output, budget)
+                for embedding, answers in zip(embeddings, served, strict=True)
+            )
         format_s = time.perf_counter() - start_s
         self._metrics.format_seconds.observe(format_s)
         queue_ms, model_ms = max(item.queue_ms for item in served), max(item.model_ms for item in served)

@@ -62,6 +62,7 @@ class DecoderService:
     async def open(self) -> None:
         settings = self._settings
         model, info = await asyncio.to_thread(self._load)
+        self._metrics.model.labels(info.name, info.model_id, info.precision, info.device).set(1)
         self._batcher = Batcher(
             self._guard.guarded(model.decode),
             name="decoder",

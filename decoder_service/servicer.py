@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from splitsam.common import tracing
 from splitsam.common.calls import current_call
 from splitsam.common.errors import InternalError, NotReady, ServiceError
 from splitsam.common.messages import ModelInfo, to_item_error, to_limits, to_model_info
@@ -89,6 +90,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         remaining_s = context.time_remaining()
         deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
         parsed = parse_everything(request, self._limits)
+        self._note(images=1, prompts=len(parsed.grid))
         masks = self._parts.everything.generate(current_call.get().tenant, parsed, deadline_s)
         async with contextlib.aclosing(masks):
             async for mask in masks:
@@ -101,8 +103,14 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             model=to_model_info(self._parts.info), limits=to_limits(self._settings)
         )
 
+    def _note(self, *, images: int, prompts: int) -> None:
+        model_id = self._parts.info.model_id
+        tracing.note({"splitsam.model_id": model_id, "splitsam.images": images, "splitsam.prompts": prompts})
+
     async def _predict(self, request: pb.PredictMasksRequest, remaining_s: float | None) -> pb.PredictMasksResponse:
         parsed = parse_request(request, self._limits)
+        prompts = sum(len(image.prompts) for image in parsed.images)
+        self._note(images=len(parsed.images), prompts=prompts)
         wait_s = self._settings.predict_timeout_ms / 1000
         deadline_s = time.monotonic() + (wait_s if remaining_s is None else min(wait_s, remaining_s))
         images, timings = await self._parts.predictor.predict(current_call.get().tenant, parsed, deadline_s)
@@ -133,7 +141,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         while await room.acquire() and (request := await newest.take()) is not None:
             answer = pb.PredictMasksStreamResponse(request_id=request.request_id)
             try:
-                answer.result.CopyFrom(await self._predict(request.request, None))
+                with tracing.step("pointer position"):
+                    answer.result.CopyFrom(await self._predict(request.request, None))
             except ServiceError as error:
                 answer.error.CopyFrom(to_item_error(error))
             except Exception:

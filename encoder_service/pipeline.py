@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from splitsam.common import tracing
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.errors import CacheUnavailable, EmbeddingExpired, InvalidArgument, QueueFull
@@ -96,7 +97,9 @@ class EncodePipeline:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
         digest = await self._on_thread(_digest, image)
         addresses = self._keys.embedding_addresses(tenant, digest, self._version)
-        if addresses[0] not in self._flights:
+        if addresses[0] in self._flights:
+            tracing.note({"splitsam.joined": True})  # the work is in the trace of whoever asked first
+        else:
             self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
         return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, addresses, lane))
 
@@ -158,7 +161,10 @@ class EncodePipeline:
 
     async def _compute(self, tenant: str, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
         start_s = time.perf_counter()
-        prepared = await self._on_thread(prepare_image, image, self._limits)
+        with tracing.step("decode image", {"splitsam.image.bytes": len(image)}) as span:
+            prepared = await self._on_thread(prepare_image, image, self._limits)
+            width, height = prepared.image_size
+            span.set_attributes({"splitsam.image.width": width, "splitsam.image.height": height})
         preprocess_s = time.perf_counter() - start_s
         self._metrics.decode_seconds.observe(preprocess_s)
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000

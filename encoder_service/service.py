@@ -58,6 +58,7 @@ class EncoderService:
 
     async def open(self) -> None:
         model, info = await asyncio.to_thread(self._load)
+        self._metrics.model.labels(info.name, info.model_id, info.precision, info.device).set(1)
         on_gpu = self._device.type == "cuda"
         self._batcher = Batcher(
             self._guard.guarded(model.encode),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from splitsam.common import tracing
 from splitsam.common.batcher import Lane
 from splitsam.common.calls import current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
@@ -46,12 +47,19 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> pb.EncodeImageResponse:
         call = current_call.get()
         encoded = await self._pipeline.encode(call.tenant, request.image, Lane.CLICK, call.deadline_s)
+        self._note(encoded)
         return _to_response(encoded)
+
+    def _note(self, encoded: Encoded) -> None:
+        model_id = self._parts[1].model_id
+        about = {"splitsam.cache_hit": encoded.cache_hit, "splitsam.stored": encoded.stored}
+        tracing.note({"splitsam.model_id": model_id, "splitsam.images": 1, **about})
 
     async def LookUpEmbedding(
         self, request: pb.LookUpEmbeddingRequest, context: grpc.aio.ServicerContext
     ) -> pb.LookUpEmbeddingResponse:
         header = await self._pipeline.look_up(current_call.get().tenant, request.image_sha256)
+        tracing.note({"splitsam.cache_hit": header is not None})
         if header is None:
             return pb.LookUpEmbeddingResponse(found=False)
         return pb.LookUpEmbeddingResponse(found=True, embedding=to_embedding_info(header))
@@ -128,7 +136,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         answer = pb.EncodeImagesResponse(request_id=request.request_id)
         try:
             call = current_call.get()
-            encoded = await self._pipeline.encode(call.tenant, request.image, Lane.BULK, call.deadline_s)
+            with tracing.step("encode item", {"splitsam.item": request.request_id}):
+                encoded = await self._pipeline.encode(call.tenant, request.image, Lane.BULK, call.deadline_s)
+                self._note(encoded)
             answer.result.CopyFrom(_to_response(encoded))
         except ServiceError as error:
             answer.error.CopyFrom(to_item_error(error))

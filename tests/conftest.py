@@ -6,8 +6,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 from certificates import Authority, Pair, SecretVolume, server_files
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis_process import RedisProcess
 
+from splitsam.common import tracing
 from splitsam.common.metrics import Metrics
 
 # No test fails for being slow on a busy machine, and all runs try the same examples; `thorough` is asked for by flag.
@@ -70,3 +74,13 @@ def caller_pair(authority: Authority) -> Pair:
 @pytest.fixture
 def volume(tmp_path: Path, server_pair: Pair, authority: Authority) -> SecretVolume:
     return SecretVolume(tmp_path / "tls", server_files(server_pair, authority))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """Records this process's spans for a test; `get_finished_spans` of it are those that have ended, in that order."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "_TRACER", provider.get_tracer("tests"))
+    return exporter

@@ -29,6 +29,7 @@ VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
     "gpu with all": ("gpu", ("weights", "autoscale-queue-time", "monitoring")),
     "gpu with TLS": ("gpu", ("tls", "mutual-tls", "redis-tls", "monitoring")),
     "cpu-kind with TLS": ("cpu-kind", ("tls",)),
+    "gpu with traces": ("gpu", ("tracing", "weights")),
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
     "cpu-kind with a dataset": ("cpu-kind", ("encode-dataset",)),
     "mesh with monitoring": ("mesh", ("monitoring",)),

@@ -12,6 +12,7 @@ import yaml
 from manifests import DEPLOY, PROGRAMS, ROOT, of_kind
 
 from splitsam.common.certificates import Identity
+from splitsam.common.metrics import Metrics
 from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.encoder_service.settings import EncoderSettings
 
@@ -39,6 +40,22 @@ def test_settings_of_the_threats_exist():
     named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", THREATS)) - {"weights_only"}
     assert len(named) > 5
     assert named <= EncoderSettings.model_fields.keys() & DecoderSettings.model_fields.keys()
+
+
+def test_the_guide_lists_every_metric_with_its_labels():
+    listed = {
+        name: set(re.findall(r"`(\w+)`", labels))
+        for name, labels in re.findall(r"^\| `(splitsam_\w+)` \|([^|]*)\|", GUIDE, re.M)
+    }
+    registry = Metrics().registry
+    exported = {
+        family.name + ("_total" if family.type == "counter" else ""): set(
+            registry._names_to_collectors[family.name]._labelnames
+        )
+        for family in registry.collect()
+        if family.name.startswith("splitsam_")
+    }
+    assert listed == exported
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: the guide's commands cannot be run")

@@ -1,6 +1,7 @@
 """Pod Security `restricted` and our own rules, for every object of every variant."""
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
 from manifests import (
@@ -216,8 +217,10 @@ def test_services_are_reached_on_their_ports_and_reach_redis_and_dns(manifests, 
     [container] = named(manifests, "Deployment", name)["spec"]["template"]["spec"]["containers"]
     health = {port["containerPort"] for port in container["ports"] if port["name"] == "health"}
     assert not health & {port for _, port in opened}  # kubelets reach their own pods regardless, and nobody else asks
+    endpoints = [item["value"] for item in container["env"] if item["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT"]
+    traces = {("TCP", urlsplit(endpoint).port) for endpoint in endpoints}
     control_plane = {("TCP", 15012)} if of_kind(manifests, "PeerAuthentication") else set()
-    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | control_plane
+    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | traces | control_plane
 
 
 @pytest.mark.parametrize("variant", ["cpu-kind", "gpu"])

@@ -26,6 +26,8 @@ from manifests import (
     selects,
     size_bytes,
 )
+from opentelemetry.sdk.resources import OTELResourceDetector
+from opentelemetry.sdk.trace import TracerProvider
 
 from splitsam.client.bulk_encode import AGAIN, BAD_IMAGES
 from splitsam.client.cli import app
@@ -43,7 +45,7 @@ FULL_NAMES = {"encoder": EncoderService.full_name, "decoder": DecoderService.ful
 # Longest wait for a place in a batch: a drain that is shorter would cut off a call that is still in time.
 LONGEST_CALL = {"encoder": "encode_timeout_ms", "decoder": "predict_timeout_ms"}
 # Read by libraries, or by the container itself; everything else must be a setting.
-NOT_SETTINGS = {"OMP_NUM_THREADS", "WEIGHTS_FILE"}
+NOT_SETTINGS = {"OMP_NUM_THREADS", "WEIGHTS_FILE", "POD_NAME"}
 CLOSING_MS = 10_000
 # Of the processes with vit_t on a CPU, after the image was started and used once: deploy/README.md.
 SEEN_BYTES = {"encoder": 1.4 * 2**30, "decoder": 0.5 * 2**30}
@@ -55,6 +57,9 @@ def resolved(manifests, source):
     if "configMapKeyRef" in source:
         reference = source["configMapKeyRef"]
         return named(manifests, "ConfigMap", reference["name"])["data"][reference["key"]]
+    if "fieldRef" in source:
+        assert source["fieldRef"] == {"fieldPath": "metadata.name"}
+        return "a-pod"
     assert source["resourceFieldRef"]["resource"] == "requests.cpu"
     return "1"
 
@@ -87,8 +92,20 @@ def test_every_variable_is_a_setting_of_that_service(deployed):
     _, service, container, settings = deployed
     prefix = settings.model_config["env_prefix"]
     names = {variable["name"] for variable in container["env"]} - NOT_SETTINGS
+    names = {name for name in names if not name.startswith("OTEL_")}  # OpenTelemetry's own
     assert names <= {(prefix + name).upper() for name in type(settings).model_fields}
     assert container["args"] == [f"serve-{service}"]
+
+
+def test_traces_are_exported_where_their_component_is(deployed, request):
+    manifests, _, container, _ = deployed
+    variables = environment(manifests, container)
+    wanted = "tracing" in VARIANTS[request.node.callspec.params["deployed"][0]][1]
+    assert ("OTEL_EXPORTER_OTLP_ENDPOINT" in variables) == wanted
+    if wanted:
+        sampler = TracerProvider(shutdown_on_exit=False).sampler  # of the environment, as a service reads it
+        assert "root:TraceIdRatioBased{0.1}" in sampler.get_description()
+        assert OTELResourceDetector().detect().attributes == {"k8s.pod.name": "a-pod"}
 
 
 def test_ports_are_the_settings_and_the_defaults(deployed):
@@ -352,6 +369,10 @@ def test_dockerfile_is_clean():
         check=False,
     )
     assert result.returncode == 0, result.stdout
+
+
+def test_images_hold_what_exports_traces():
+    assert '*project["optional-dependencies"]["tracing"]' in DOCKERFILE
 
 
 def test_images_start_the_services_on_their_ports():

@@ -1,7 +1,10 @@
 """The installed command `splitsam` against running services."""
 
+import contextlib
 import json
 import os
+import pty
+import signal
 import subprocess
 
 import pytest
@@ -140,3 +143,32 @@ def test_up_serves_until_it_is_told_to_stop(weights, picture, tmp_path):
         assert up.stdout.read().splitlines()[-1] == "stopped"
     assert up.returncode == 0
     wait_until(lambda: not is_serving(encoder) and not is_serving(decoder), "both services are gone")
+
+
+def test_top_prints_one_table_and_says_who_is_away(stack, tmp_path):
+    addresses = [stack.metrics_url(name) for name in ("encoder", "decoder")]
+    result = run_command("top", *addresses, "--once", "--interval", "0.2", folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("serving") == 2
+    assert result.stdout.count("vit_t fp32 on") == 2
+    result = run_command("top", addresses[0], "127.0.0.1:1", "--once", "--interval", "0.2", folder=tmp_path)
+    assert result.returncode == 1
+    assert (result.stdout.count("serving"), result.stdout.count("no answer")) == (1, 1)
+
+
+def test_top_watches_on_a_terminal_until_it_is_interrupted(stack):
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+    command = [COMMAND, "top", stack.metrics_url("encoder"), "--interval", "0.2"]
+    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    while seen.count(b"serving") < 3:  # looked at, and looked at again
+        seen += os.read(ours, 65_536)
+    watching.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # Linux' way to say that nobody writes any more
+        while tail := os.read(ours, 65_536):
+            seen += tail
+    os.close(ours)
+    assert watching.wait(60) == 0
+    assert b"Traceback" not in seen

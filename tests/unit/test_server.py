@@ -18,7 +18,7 @@ from redis_process import free_port
 
 from bench.fuzz.frames import exchange, start_call
 from splitsam.common.errors import CheckpointError, DeviceLost
-from splitsam.common.metrics import Metrics
+from splitsam.common.metrics import STATES, Metrics
 from splitsam.common.process import run_service
 from splitsam.common.settings import SettingsProblem
 from splitsam.encoder_service.settings import EncoderSettings
@@ -47,6 +47,21 @@ async def test_health_follows_loading_by_service_name(probe: Probe, metrics: Met
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await server.health_of("splitsam.v1.AnotherService")
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_state_is_a_metric(probe: Probe, metrics: Metrics):
+    def state() -> list[str]:
+        values = {name: metrics.registry.get_sample_value("splitsam_state", {"state": name}) for name in STATES}
+        return [name for name, value in values.items() if value]
+
+    probe.loaded.clear()
+    async with running(probe, metrics) as server:
+        assert state() == ["loading"]
+        probe.loaded.set()
+        await server.until_health_is("SERVING")
+        assert state() == ["serving"]
+        await server.begin_drain()
+        assert state() == ["draining"]
 
 
 async def test_a_lost_device_ends_the_server_at_once_and_turns_callers_away(probe: Probe, metrics: Metrics):
