@@ -15,7 +15,7 @@ import torch
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.errors import CacheUnavailable, EmbeddingExpired, InvalidArgument, QueueFull
-from splitsam.common.keys import Address, EncodingVersion, KeyRing
+from splitsam.common.keys import Address, Crop, EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import CODECS, EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.common.single_flight import SingleFlight
@@ -79,15 +79,17 @@ class EncodePipeline:
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None) -> Encoded:
-        """Encode an image, or find its embedding.
+    async def encode(
+        self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None, crop: Crop | None = None
+    ) -> Encoded:
+        """Encode an image or a crop of it, or find the embedding.
 
         Args:
             image: the bytes of an image file.
             deadline_s: when the caller gives up, in seconds of time.monotonic(); None if it never does.
 
         Raises:
-            InvalidArgument: not an image within the limits.
+            InvalidArgument: not an image within the limits, or no crop of it.
             QueueFull, DeadlineTooShort, NotReady: as `check_room` raises them.
         """
         until_s = math.inf if deadline_s is None else deadline_s
@@ -95,10 +97,10 @@ class EncodePipeline:
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
         digest = await self._on_thread(_digest, image)
-        addresses = self._keys.embedding_addresses(tenant, digest, self._version)
+        addresses = self._keys.embedding_addresses(tenant, digest, self._version, crop)
         if addresses[0] not in self._flights:
             self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
-        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, addresses, lane))
+        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, crop, addresses, lane))
 
     def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf) -> None:
         """Refuse now an image that could not be encoded in time; those that are being prepared come before it.
@@ -113,8 +115,8 @@ class EncodePipeline:
         preparing = len(self._flights) - len(self._submitted)
         self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=preparing)
 
-    async def look_up(self, tenant: str, image_sha256: bytes) -> RecordHeader | None:
-        """The header of an image's embedding if the cache holds it.
+    async def look_up(self, tenant: str, image_sha256: bytes, crop: Crop | None = None) -> RecordHeader | None:
+        """The header of the embedding of an image, or of a crop of it, if the cache holds it.
 
         Raises:
             InvalidArgument: the digest is not 32 bytes.
@@ -122,7 +124,7 @@ class EncodePipeline:
         """
         if len(image_sha256) != hashlib.sha256().digest_size:
             raise InvalidArgument("image_sha256", f"has {len(image_sha256)} bytes; a SHA-256 digest has 32")
-        return await self._peek(self._keys.embedding_addresses(tenant, image_sha256, self._version))
+        return await self._peek(self._keys.embedding_addresses(tenant, image_sha256, self._version, crop))
 
     async def fetch(self, tenant: str, key: bytes) -> tuple[RecordHeader, torch.Tensor]:
         """A stored embedding, [256, 64, 64].
@@ -138,7 +140,9 @@ class EncodePipeline:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         return record
 
-    async def _encode_once(self, tenant: str, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
+    async def _encode_once(
+        self, tenant: str, image: bytes, crop: Crop | None, addresses: list[Address], lane: Lane
+    ) -> Encoded:
         start_s = time.perf_counter()
         claimed = False
         try:
@@ -149,16 +153,18 @@ class EncodePipeline:
         try:
             if header is not None:
                 return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-            return await self._compute(tenant, image, addresses[0], lane, cache_ms)
+            return await self._compute(tenant, image, crop, addresses[0], lane, cache_ms)
         finally:
             self._submitted.discard(addresses[0])
             if claimed:
                 with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
                     await self._cache.release(addresses[0])
 
-    async def _compute(self, tenant: str, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
+    async def _compute(
+        self, tenant: str, image: bytes, crop: Crop | None, address: Address, lane: Lane, cache_ms: float
+    ) -> Encoded:
         start_s = time.perf_counter()
-        prepared = await self._on_thread(prepare_image, image, self._limits)
+        prepared = await self._on_thread(prepare_image, image, self._limits, crop)
         preprocess_s = time.perf_counter() - start_s
         self._metrics.decode_seconds.observe(preprocess_s)
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
