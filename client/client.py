@@ -119,16 +119,18 @@ class Client:
         """Everything in an image without prompts, highest predicted IoU first; a list with `list(...)`.
 
         Masks come once the whole image was searched. Closing the iterator, or leaving the client, ends the search. An
-        embedding that has expired is encoded again once, if `image` is a handle that knows its source.
+        embedding that has expired is encoded again once, if `image` is a handle that knows its source. With crops
+        the image itself is sent, and the decoder service has them encoded.
 
         Args:
-            image: what `encode` returned, or an embedding key.
+            image: what `encode` returned, or, without crops, an embedding key.
             output: see `OutputOptions`; the selection does not apply.
             timeout_s: of the whole search.
             grid: see `GridOptions`.
 
         Raises:
             SplitsamError: the search was refused or failed; masks that were handed out before are good.
+            ValueError: crops of a key alone, or of an image that has changed since.
         """
         return self._transport.results(self._operations.generate(image, grid, output or {}, timeout_s))
 

@@ -46,16 +46,12 @@ class TLS:
 
 @dataclass(frozen=True)
 class Connection:
-    """Addresses and credentials of one deployment."""
+    """Addresses of one deployment, and the metadata of every call to it."""
 
     encoders: tuple[str, ...]
     decoders: tuple[str, ...]
-    token: str | None
+    metadata: tuple[tuple[str, str], ...]
     tls: TLS | None
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def open_channel(self, address: str, grpc_module: Any = grpc) -> Any:
         """Open a channel of `grpc` or of `grpc.aio`."""
@@ -77,7 +73,8 @@ def connection(
     encoders, decoders = _addresses(encoder), _addresses(decoder)
     if not encoders or not decoders or not all(encoders + decoders):
         raise ValueError("the addresses of at least one encoder and at least one decoder are needed")
-    return Connection(encoders, decoders, token, TLS() if tls is True else tls or None)
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    return Connection(encoders, decoders, metadata, TLS() if tls is True else tls or None)
 
 
 def _addresses(given: str | Sequence[str]) -> tuple[str, ...]:

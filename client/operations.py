@@ -72,8 +72,9 @@ class Operations:
         return [results[position] for position in range(len(images))]
 
     def generate(self, image: Image, grid: GridOptions, options: OutputOptions, timeout_s: float) -> Operation[None]:
-        """Emit every mask of an image; once with a fresh embedding if it has expired."""
+        """Emit every mask of an image; once with a fresh embedding if it has expired. Crops take the image itself."""
         output = output_message(options)
+        content = (yield from self._load_unchanged(image)) if grid.get("crop_layers") else None
         deadline_s = self.clock() + timeout_s
         may_encode = True
         attempt = 0
@@ -81,7 +82,7 @@ class Operations:
         while True:
             has_emitted = False
             left_s = max(deadline_s - self.clock(), 0.001)
-            request = everything_message(key_of(image), grid, output)
+            request = everything_message(content or key_of(image), grid, output)
             try:
                 yield Follow("decoder", addresses[0], "GenerateMasks", request, left_s)
                 while (message := (yield ReceiveBulk(left_s))) is not None:
@@ -134,12 +135,24 @@ class Operations:
         step = Unary("encoder", addresses[0], "GetModelInfo", request, 0.0)
         return (yield from self._call(step, addresses, self._deadline_s(timeout_s, self.predict_timeout_s)))
 
+    def encode_crop(
+        self, content: bytes, sha256: bytes, crop: encoder_pb2.Crop | None, timeout_s: float
+    ) -> Operation[EncodedImage]:
+        """A crop of an image, or the whole, looked up first and encoded after what people wait for."""
+        return (yield from self._encode_loaded(content, content, sha256, timeout_s, crop, background=True))
+
     def _encode_loaded(
-        self, source: ImageSource, content: bytes, sha256: bytes, timeout_s: float | None
+        self,
+        source: ImageSource,
+        content: bytes,
+        sha256: bytes,
+        timeout_s: float | None,
+        crop: encoder_pb2.Crop | None = None,
+        background: bool = False,
     ) -> Operation[EncodedImage]:
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
         addresses = rendezvous(self.connection.encoders, sha256.hex())
-        digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256)
+        digest = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256, crop=crop)
         look_up = Unary("encoder", addresses[0], "LookUpEmbedding", digest, 0.0)
         found: encoder_pb2.LookUpEmbeddingResponse
         try:
@@ -151,7 +164,8 @@ class Operations:
             found = encoder_pb2.LookUpEmbeddingResponse()
         if found.found:
             return answers.encoded_image(found.embedding, source, sha256, cache_hit=True, stored=True)
-        upload = Unary("encoder", addresses[0], "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
+        request = encoder_pb2.EncodeImageRequest(image=content, crop=crop, background=background)
+        upload = Unary("encoder", addresses[0], "EncodeImage", request, 0.0)
         made: encoder_pb2.EncodeImageResponse
         _, made = yield from self._call(upload, addresses, deadline_s)
         return answers.encoded_image(
@@ -197,6 +211,14 @@ class Operations:
         if all(fresh is image for (fresh, _), (image, _) in zip(renewed, images, strict=True)):
             raise error
         return renewed
+
+    def _load_unchanged(self, image: Image) -> Operation[bytes]:
+        if not isinstance(image, EncodedImage) or image.source is None:
+            raise ValueError("crops need the image: pass what encode returned, not a key")
+        content, sha256 = yield Load(image.source)
+        if sha256 != image.sha256:
+            raise ValueError("the image is no longer the one that was encoded")
+        return bytes(content)
 
     def _call(
         self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float, no_retry_on: str = ""

@@ -186,6 +186,8 @@ class Stack:
             "--secret-file": self.folder / "secret",
             "--redis-url-file": self.folder / "redis-url",
         }
+        if name == "decoder":
+            flags |= self._way_to_encoder()
         tls_files = {"--" + file.replace("_", "-"): getattr(self.settings, file) for file in _TLS_FILES}
         flags |= {flag: path for flag, path in tls_files.items() if path is not None}
         log_format = f"SPLITSAM_{name.upper()}_LOG_FORMAT"  # only a default, so no argument
@@ -196,6 +198,16 @@ class Stack:
             self.folder / f"{name}.log",
             {log_format: os.environ.get(log_format, "text")},
         )
+
+    def _way_to_encoder(self) -> dict[str, Any]:
+        """What the decoder needs for calls of its own, but whom to trust there: that is in `decoder_args`."""
+        flags: dict[str, Any] = {"--encoder-address": self.encoder}
+        if self.settings.tls_cert_file is not None:
+            flags["--encoder-tls"] = "true"
+        if self.settings.tls_client_ca_file is not None:
+            flags |= {"--encoder-cert-file": self.settings.tls_cert_file}
+            flags |= {"--encoder-key-file": self.settings.tls_key_file}
+        return flags
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]

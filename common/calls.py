@@ -2,7 +2,7 @@
 
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,14 @@ class Call:
         request_id: written on every log line and sent back as trailing metadata.
         method: full gRPC method name.
         deadline_s: when the caller gives up, in seconds of time.monotonic(); None when it never does.
+        authorization: the caller's credentials as they came, for calls in its name; never to be logged.
     """
 
     tenant: str
     request_id: str
     method: str
     deadline_s: float | None = None
+    authorization: str = field(default="", repr=False)
 
 
 current_call: ContextVar[Call] = ContextVar("splitsam_call")

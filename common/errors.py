@@ -129,13 +129,32 @@ class CacheUnavailable(ServiceError):
     reason = "CACHE_UNAVAILABLE"
 
 
+class EncoderUnavailable(ServiceError):
+    """The encoder service is needed for this request and does not answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "ENCODER_UNAVAILABLE"
+
+
+class EncoderFailed(ServiceError):
+    """The encoder service, called in the caller's name, gave no embedding; `code` and `reason` may be its own."""
+
+    reason = "ENCODER_FAILED"
+
+    def __init__(
+        self, message: str, code: grpc.StatusCode, reason: str = "ENCODER_FAILED", retry_delay_s: float | None = None
+    ):
+        super().__init__(message, retry_delay_s=retry_delay_s)
+        self.code, self.reason = code, reason
+
+
 class Unauthenticated(ServiceError):
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
 
 
-class NotImplementedYet(ServiceError):
-    """The RPC is part of the API and not served by this release."""
+class NotServed(ServiceError):
+    """The request is part of the API, and this deployment is not set up for it."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_IMPLEMENTED"
