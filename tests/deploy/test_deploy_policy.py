@@ -209,7 +209,22 @@ def test_services_are_reached_on_their_ports_and_reach_redis_and_dns(manifests, 
     [container] = named(manifests, "Deployment", name)["spec"]["template"]["spec"]["containers"]
     health = {port["containerPort"] for port in container["ports"] if port["name"] == "health"}
     assert not health & {port for _, port in opened}  # kubelets reach their own pods regardless, and nobody else asks
-    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)}
+    to_encoder = {("TCP", 50051)} if service == "decoder" else set()
+    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | to_encoder
+
+
+def test_decoders_reach_encoders_and_nobody_else_of_the_pods_does(manifests):
+    pods = pod_labels(manifests)
+    [egress] = named(manifests, "NetworkPolicy", "splitsam-decoder-to-encoder")["spec"]["egress"]
+    [ingress] = named(manifests, "NetworkPolicy", "splitsam-encoder-calls")["spec"]["ingress"]
+    callers = {
+        name
+        for name, labels in pods.items()
+        for peer in ingress["from"]
+        if "podSelector" in peer and selects(peer["podSelector"], labels)
+    }
+    called = {name for name, labels in pods.items() for peer in egress["to"] if selects(peer["podSelector"], labels)}
+    assert (callers, called) == ({"splitsam-decoder"}, {"splitsam-encoder"})
 
 
 @pytest.mark.parametrize("variant", ["cpu-kind", "gpu"])
