@@ -186,12 +186,12 @@ class Stack:
             "--secret-file": self.folder / "secret",
             "--redis-url-file": self.folder / "redis-url",
         }
-        if name == "decoder":
-            flags |= self._way_to_encoder()
         tls_files = {"--" + file.replace("_", "-"): getattr(self.settings, file) for file in _TLS_FILES}
         flags |= {flag: path for flag, path in tls_files.items() if path is not None}
         log_format = f"SPLITSAM_{name.upper()}_LOG_FORMAT"  # only a default, so no argument
         arguments = [str(word) for pair in flags.items() for word in pair]
+        if name == "decoder":
+            arguments += self._way_to_encoder()
         return Child(
             f"{name} service",
             [sys.executable, "-m", f"splitsam.{name}_service", *arguments, *getattr(self.settings, f"{name}_args")],
@@ -199,15 +199,18 @@ class Stack:
             {log_format: os.environ.get(log_format, "text")},
         )
 
-    def _way_to_encoder(self) -> dict[str, Any]:
+    def _way_to_encoder(self) -> list[str]:
         """What the decoder needs for calls of its own, but whom to trust there: that is in `decoder_args`."""
-        flags: dict[str, Any] = {"--encoder-address": self.encoder}
+        words = ["--encoder-address", self.encoder]
         if self.settings.tls_cert_file is not None:
-            flags["--encoder-tls"] = "true"
+            words.append("--encoder-tls")
         if self.settings.tls_client_ca_file is not None:
-            flags |= {"--encoder-cert-file": self.settings.tls_cert_file}
-            flags |= {"--encoder-key-file": self.settings.tls_key_file}
-        return flags
+            pair = {
+                "--encoder-cert-file": self.settings.tls_cert_file,
+                "--encoder-key-file": self.settings.tls_key_file,
+            }
+            words += [str(word) for item in pair.items() for word in item]
+        return words
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]
