@@ -35,6 +35,8 @@ class Client:
         tls: True for TLS with the system's authorities, or a `TLS` with files; None for plain text.
         encode_timeout_s: deadline of encoding an image.
         predict_timeout_s: deadline of a predict; a re-encode that it needs has its own.
+        prefetch: after `encode`, tell the decoder of that image to hold its embedding ready for the first prompt;
+            nobody waits for it, and its failure goes unnoticed.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Client:
         tls: TLS | bool | None = None,
         encode_timeout_s: float = 30.0,
         predict_timeout_s: float = 10.0,
+        prefetch: bool = True,
     ) -> None:
         where = connection(encoder, decoder, token, tls)
-        self._operations = Operations(where, encode_timeout_s, predict_timeout_s)
+        self._operations = Operations(where, encode_timeout_s, predict_timeout_s, prefetch)
         self._transport = Transport(where)
 
     def __enter__(self) -> Self:

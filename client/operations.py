@@ -13,7 +13,7 @@ from splitsam.client.errors import SplitsamError
 from splitsam.client.prompts import GridOptions, OutputOptions, Prompt, everything_message, output_message
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
 from splitsam.client.retry import RetryPolicy
-from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Unary, Wait
+from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Tell, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
 # A thousand points take a laptop's CPU minutes.
@@ -31,19 +31,25 @@ class Operations:
         encode_timeout_s: deadline of looking up and encoding one image, waits included.
         predict_timeout_s: deadline of one predict, waits included; a re-encode in between has its own.
         retry: how often a call is sent when the server asks to come again.
+        prefetch: whether the decoder of an image that was just encoded is told of it.
         clock: seconds, monotonic.
     """
 
     connection: Connection
     encode_timeout_s: float
     predict_timeout_s: float
+    prefetch: bool = False
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     clock: Callable[[], float] = time.monotonic
 
     def encode(self, source: ImageSource, timeout_s: float | None = None) -> Operation[EncodedImage]:
         """Look the image up by its digest; upload it only if it is not encoded yet."""
         content, sha256 = yield Load(source)
-        return (yield from self._encode_loaded(source, content, sha256, timeout_s))
+        image = yield from self._encode_loaded(source, content, sha256, timeout_s)
+        if self.prefetch and image.stored:
+            request = decoder_pb2.PrefetchEmbeddingRequest(embedding_key=image.key)
+            yield Tell("decoder", self.decoders_of(image)[0], "PrefetchEmbedding", request, self.predict_timeout_s)
+        return image
 
     def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
         """Emit a result for each image, over one stream."""

@@ -24,6 +24,7 @@ from splitsam.client.steps import (
     SendBulk,
     Step,
     T,
+    Tell,
     Unary,
     Wait,
     resume,
@@ -39,6 +40,7 @@ class Transport:
     def __init__(self, where: Connection) -> None:
         self._where = where
         self._channels = {address: where.open_channel(address) for address in {*where.encoders, *where.decoders}}
+        self._told: set[Any] = set()
 
     def close(self) -> None:
         for channel in self._channels.values():
@@ -80,6 +82,8 @@ class Transport:
         match step:
             case Unary() | Collect():
                 return self._call(step)
+            case Tell():
+                return self._tell(step)
             case Wait(delay_s):
                 return time.sleep(delay_s)
             case Load(source):
@@ -103,7 +107,12 @@ class Transport:
             case _:
                 return self._perform(step)
 
-    def _method(self, step: Unary | Collect | Follow) -> Any:
+    def _tell(self, step: Tell) -> None:
+        call = self._method(step).future(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+        self._told.add(call)  # grpc cancels a call that nobody refers to
+        call.add_done_callback(self._told.discard)
+
+    def _method(self, step: Unary | Collect | Follow | Tell) -> Any:
         return getattr(STUBS[step.service](self._channels[step.address]), step.method)
 
     def _call(self, step: Unary | Collect) -> Any:

@@ -111,7 +111,7 @@ class DecoderService:
             max_reply_bytes=settings.max_reply_bytes,
         )
         sources = Sources(embeddings, EncoderLink(settings), max_image_bytes=settings.max_upload_bytes // 2)
-        self._servicer.load(Parts(self._predictor, self._everything, sources, info))
+        self._servicer.load(Parts(self._predictor, self._everything, embeddings, sources, info))
 
     async def lost(self) -> str:
         return await self._guard.lost()

@@ -12,6 +12,7 @@ import grpc
 from splitsam.common.calls import current_call
 from splitsam.common.errors import InternalError, NotReady, ServiceError
 from splitsam.common.messages import ModelInfo, to_item_error, to_limits, to_model_info
+from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.everything import Everything
 from splitsam.decoder_service.everything_messages import (
     SearchLimits,
@@ -22,7 +23,7 @@ from splitsam.decoder_service.everything_messages import (
 from splitsam.decoder_service.messages import build_response, parse_request
 from splitsam.decoder_service.pointer import Newest
 from splitsam.decoder_service.predictor import Predictor
-from splitsam.decoder_service.prompts import PromptLimits
+from splitsam.decoder_service.prompts import PromptLimits, validate_key
 from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.decoder_service.sources import Sources
 from splitsam.v1 import decoder_pb2 as pb
@@ -39,6 +40,7 @@ class Parts:
 
     predictor: Predictor
     everything: Everything
+    embeddings: EmbeddingStore
     sources: Sources
     info: ModelInfo
 
@@ -106,6 +108,14 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
         ):
             async for mask in masks:
                 yield build_everything(mask)
+
+    async def PrefetchEmbedding(
+        self, request: pb.PrefetchEmbeddingRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PrefetchEmbeddingResponse:
+        validate_key(request.embedding_key, "embedding_key")
+        key = bytes.fromhex(request.embedding_key)
+        was_resident = await self._parts.embeddings.prefetch(current_call.get().tenant, key)
+        return pb.PrefetchEmbeddingResponse(was_resident=was_resident)
 
     async def GetModelInfo(
         self, request: pb.DecoderServiceGetModelInfoRequest, context: grpc.aio.ServicerContext
