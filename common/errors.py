@@ -142,9 +142,15 @@ class EncoderFailed(ServiceError):
     reason = "ENCODER_FAILED"
 
     def __init__(
-        self, message: str, code: grpc.StatusCode, reason: str = "ENCODER_FAILED", retry_delay_s: float | None = None
+        self,
+        message: str,
+        code: grpc.StatusCode = grpc.StatusCode.INTERNAL,
+        reason: str = reason,
+        *,
+        retry_delay_s: float | None = None,
+        metadata: dict[str, str] | None = None,
     ):
-        super().__init__(message, retry_delay_s=retry_delay_s)
+        super().__init__(message, retry_delay_s=retry_delay_s, metadata=metadata)
         self.code, self.reason = code, reason
 
 

@@ -57,7 +57,7 @@ class EncoderCalls:
         except SplitsamError as error:
             raise _as_ours(error) from error
         if crop is not None and (encoded.width_px, encoded.height_px) != (crop[2] - crop[0], crop[3] - crop[1]):
-            raise EncoderFailed("the encoder service does not know crops: it is older", grpc.StatusCode.INTERNAL)
+            raise EncoderFailed("the encoder service does not know crops: it is older")
         return encoded
 
 
@@ -102,6 +102,8 @@ def _as_ours(error: SplitsamError) -> ServiceError:
         return EncoderUnavailable("the encoder service does not answer", retry_delay_s=error.retry_delay_s or _RETRY_S)
     if error.code in _PASSED_ON:
         said = error.message if error.reason != error.code.name or error.metadata else error.code.value[1]
-        return EncoderFailed(f"the encoder service: {said}", error.code, error.reason, error.retry_delay_s)
+        return EncoderFailed(
+            f"the encoder service: {said}", error.code, error.reason, retry_delay_s=error.retry_delay_s
+        )
     message = "the encoder service failed; its log has the details under this request's id"
-    return EncoderFailed(message, grpc.StatusCode.INTERNAL)
+    return EncoderFailed(message)
