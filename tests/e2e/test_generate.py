@@ -50,7 +50,7 @@ BAD = {
     "no image": ({"embedding_key": None, "image": b""}, "image", "33554432"),
     "not an image": ({"embedding_key": None, "image": b"no image"}, "image", "JPEG"),
     "image too small for its crops": (
-        {"embedding_key": None, "image": image_file(draw(1, (3, 2))), "crop_layers": 2},
+        {"embedding_key": None, "image": image_file(draw(1, (3, 2))), "crop_layers": 2, "points_per_side": 4},
         "crop_layers",
         "3 x 2",
     ),
