@@ -10,7 +10,7 @@ PACKAGES := $(addprefix splitsam.,$(TYPED))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo up test test-long fuzz lint check-deploy sbom format wheel evaluate clean
+.PHONY: help setup demo up test test-long test-memory fuzz lint check-deploy sbom format wheel evaluate clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,6 +28,9 @@ test: setup ## Unit and end-to-end tests, on the CPU
 
 test-long: setup ## Tests that take minutes: whole-model parity
 	$(BIN)/pytest -m long
+
+test-memory: setup ## A decoder's memory over 100,000 clicks on 5,000 images; an hour or more
+	$(BIN)/pytest tests/e2e/test_click_memory.py --memory-clicks 100000 --memory-images 5000
 
 fuzz: setup .venv/.fuzz ## A million odd inputs for the parsers and 10,000 odd requests for the services: some twenty minutes
 	$(BIN)/python -m bench.fuzz

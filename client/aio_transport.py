@@ -26,6 +26,7 @@ from splitsam.client.steps import (
     SendBulk,
     Step,
     T,
+    Tell,
     Unary,
     Wait,
     resume,
@@ -45,6 +46,7 @@ class AioTransport:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._refusals: dict[str, int] = {}
         self._left: set[asyncio.Task[None]] = set()
+        self._told: set[Any] = set()
 
     async def close(self) -> None:
         for closing in self._left:
@@ -114,6 +116,8 @@ class AioTransport:
         match step:
             case Unary() | Collect():
                 return await self._call(step)
+            case Tell():
+                return self._tell(step)
             case Wait(delay_s):
                 return await asyncio.sleep(delay_s)
             case Load(source):
@@ -135,6 +139,12 @@ class AioTransport:
                 return await stream.close(idle_timeout_s)
             case _:
                 return await self._perform(step)
+
+    def _tell(self, step: Tell) -> None:
+        method = getattr(self.stub(step.service, step.address), step.method)
+        call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
+        self._told.add(call)  # grpc cancels a call that nobody refers to
+        call.add_done_callback(self._told.discard)
 
     async def _call(self, step: Unary | Collect) -> Any:
         with call_span(step):

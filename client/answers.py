@@ -71,7 +71,9 @@ def image_masks(response: decoder_pb2.PredictMasksResponse) -> list[ImageMasks]:
 
 def found_mask(response: decoder_pb2.GenerateMasksResponse) -> FoundMask:
     """One mask of everything mode."""
-    return FoundMask(_mask(response.mask, response.image_size), (response.point.x, response.point.y))
+    point, crop = response.point, response.crop
+    mask = _mask(response.mask, response.image_size)
+    return FoundMask(mask, (point.x, point.y), (crop.x0, crop.y0, crop.x1, crop.y1), response.embedding_key)
 
 
 def pointer_answer(response: decoder_pb2.PredictMasksStreamResponse) -> PointerAnswer:

@@ -33,9 +33,10 @@ class AsyncClient:
         tls: TLS | bool | None = None,
         encode_timeout_s: float = 30.0,
         predict_timeout_s: float = 10.0,
+        prefetch: bool = True,
     ) -> None:
         where = connection(encoder, decoder, token, tls)
-        self._operations = Operations(where, encode_timeout_s, predict_timeout_s)
+        self._operations = Operations(where, encode_timeout_s, predict_timeout_s, prefetch)
         self._transport = AioTransport(where)
 
     async def __aenter__(self) -> Self:

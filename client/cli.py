@@ -168,20 +168,26 @@ def segment(
     points_per_side: Annotated[int | None, typer.Option(help="With --everything: of the grid; default 32.")] = None,
     min_score: Annotated[float | None, typer.Option(help="With --everything: predicted IoU; default 0.88.")] = None,
     min_stability: Annotated[float | None, typer.Option(help="With --everything: default 0.95.")] = None,
+    crop_layers: Annotated[
+        int | None, typer.Option(min=0, help="With --everything: layers of ever smaller crops; default 0.")
+    ] = None,
+    others: Annotated[
+        list[str], typer.Option("--set", help="With --everything: any other option of it, e.g. box_nms_threshold=0.5.")
+    ] = [],  # noqa: B006 (typer reads the default from here)
     out: Annotated[Path | None, typer.Option("--out", help="Write the photo with the masks drawn, e.g. x.png.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Masks for points and a box on one image, or of everything in it."""
     from splitsam.client.segment import parse_box, parse_grid, parse_points, run_everything, run_segment
 
-    grid = parse_grid(points_per_side, min_score, min_stability)
+    grid = parse_grid(points_per_side, min_score, min_stability, crop_layers, others)
     if everything:
         if point or box is not None or all_masks:
             raise typer.BadParameter("--everything takes no --point, --box or --all")
         run_everything(client, image, grid, out=out, as_json=as_json)
         return
     if grid:
-        raise typer.BadParameter("--points-per-side, --min-score and --min-stability go with --everything")
+        raise typer.BadParameter("--points-per-side, --min-score and the like go with --everything")
     points = parse_points(point)
     corners = None if box is None else parse_box(box)
     if not points and corners is None:

@@ -35,6 +35,8 @@ class Client:
         tls: True for TLS with the system's authorities, or a `TLS` with files; None for plain text.
         encode_timeout_s: deadline of encoding an image.
         predict_timeout_s: deadline of a predict; a re-encode that it needs has its own.
+        prefetch: after `encode`, tell the decoder of that image to hold its embedding ready for the first prompt;
+            nobody waits for it, and its failure goes unnoticed.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Client:
         tls: TLS | bool | None = None,
         encode_timeout_s: float = 30.0,
         predict_timeout_s: float = 10.0,
+        prefetch: bool = True,
     ) -> None:
         where = connection(encoder, decoder, token, tls)
-        self._operations = Operations(where, encode_timeout_s, predict_timeout_s)
+        self._operations = Operations(where, encode_timeout_s, predict_timeout_s, prefetch)
         self._transport = Transport(where)
 
     def __enter__(self) -> Self:
@@ -120,16 +123,18 @@ class Client:
         """Everything in an image without prompts, highest predicted IoU first; a list with `list(...)`.
 
         Masks come once the whole image was searched. Closing the iterator, or leaving the client, ends the search. An
-        embedding that has expired is encoded again once, if `image` is a handle that knows its source.
+        embedding that has expired is encoded again once, if `image` is a handle that knows its source. With crops
+        the image itself is sent, and the decoder service has them encoded.
 
         Args:
-            image: what `encode` returned, or an embedding key.
+            image: what `encode` returned, or, without crops, an embedding key.
             output: see `OutputOptions`; the selection does not apply.
             timeout_s: of the whole search.
             grid: see `GridOptions`.
 
         Raises:
             SplitsamError: the search was refused or failed; masks that were handed out before are good.
+            ValueError: crops of a key alone, or of an image that has changed since.
         """
         return self._transport.results(self._operations.generate(image, grid, output or {}, timeout_s))
 

@@ -48,18 +48,21 @@ class TLS:
 
 @dataclass(frozen=True)
 class Connection:
-    """Addresses and credentials of one deployment."""
+    """Addresses of one deployment, and who calls it.
+
+    Args:
+        caller: metadata of every call: the credentials, and what else is said of the caller.
+    """
 
     encoders: tuple[str, ...]
     decoders: tuple[str, ...]
-    token: str | None
+    caller: tuple[tuple[str, str], ...]
     tls: TLS | None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Of a call that is made now: the credentials, and the trace that it belongs to."""
-        credentials = (("authorization", f"Bearer {self.token}"),) if self.token else ()
-        return (*credentials, *tracing.carrier())
+        """Of a call that is made now: who calls, and the trace that it belongs to."""
+        return (*self.caller, *tracing.carrier())
 
     def open_channel(self, address: str, grpc_module: Any = grpc, *, has_own_connection: bool = False) -> Any:
         """Open a channel of `grpc` or of `grpc.aio`; those to one address share a connection, or it gets its own."""
@@ -83,7 +86,8 @@ def connection(
     encoders, decoders = _addresses(encoder), _addresses(decoder)
     if not encoders or not decoders or not all(encoders + decoders):
         raise ValueError("the addresses of at least one encoder and at least one decoder are needed")
-    return Connection(encoders, decoders, token, TLS() if tls is True else tls or None)
+    credentials = (("authorization", f"Bearer {token}"),) if token else ()
+    return Connection(encoders, decoders, credentials, TLS() if tls is True else tls or None)
 
 
 def _addresses(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -54,9 +54,11 @@ class SplitsamError(Exception):
     def is_of_one_replica(self) -> bool:
         """Whether another replica of the service may answer at once: this one is gone, loading or draining.
 
-        Every call may be sent again: encoding and predicting twice gives the same. All replicas share one cache.
+        Every call may be sent again: encoding and predicting twice gives the same. All replicas share one cache and
+        call the same encoders.
         """
-        return self.code is grpc.StatusCode.UNAVAILABLE and self.reason != "CACHE_UNAVAILABLE"
+        shared = ("CACHE_UNAVAILABLE", "ENCODER_UNAVAILABLE")
+        return self.code is grpc.StatusCode.UNAVAILABLE and self.reason not in shared
 
     @property
     def is_of_a_server_that_goes(self) -> bool:

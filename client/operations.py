@@ -13,7 +13,7 @@ from splitsam.client.errors import SplitsamError
 from splitsam.client.prompts import GridOptions, OutputOptions, Prompt, everything_message, output_message
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
 from splitsam.client.retry import Renewals, RetryPolicy
-from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Unary, Wait
+from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Tell, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
 # A thousand points take a laptop's CPU minutes.
@@ -31,19 +31,25 @@ class Operations:
         encode_timeout_s: deadline of looking up and encoding one image, waits included.
         predict_timeout_s: deadline of one predict, waits included; a re-encode in between has its own.
         retry: how often a call is sent when the server asks to come again.
+        prefetch: whether the decoder of an image that was just encoded is told of it.
         clock: seconds, monotonic.
     """
 
     connection: Connection
     encode_timeout_s: float
     predict_timeout_s: float
+    prefetch: bool = False
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     clock: Callable[[], float] = time.monotonic
 
     def encode(self, source: ImageSource, timeout_s: float | None = None) -> Operation[EncodedImage]:
         """Look the image up by its digest; upload it only if it is not encoded yet."""
         content, sha256 = yield Load(source)
-        return (yield from self._encode_loaded(source, content, sha256, timeout_s))
+        image = yield from self._encode_loaded(source, content, sha256, timeout_s)
+        if self.prefetch and image.stored:
+            request = decoder_pb2.PrefetchEmbeddingRequest(embedding_key=image.key)
+            yield Tell("decoder", self.decoders_of(image)[0], "PrefetchEmbedding", request, self.predict_timeout_s)
+        return image
 
     def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
         """Emit a result for each image, over one stream."""
@@ -73,8 +79,9 @@ class Operations:
         return [results[position] for position in range(len(images))]
 
     def generate(self, image: Image, grid: GridOptions, options: OutputOptions, timeout_s: float) -> Operation[None]:
-        """Emit every mask of an image, with a fresh embedding where it is stale."""
+        """Emit every mask of an image, with a fresh embedding where it is stale. Crops take the image itself."""
         output = output_message(options)
+        content = (yield from self._load_unchanged(image)) if grid.get("crop_layers") else None
         deadline_s = self.clock() + timeout_s
         renewals = Renewals(self.clock() + self.predict_timeout_s, self.clock)
         attempt = 0
@@ -82,7 +89,7 @@ class Operations:
         while True:
             has_emitted = False
             left_s = max(deadline_s - self.clock(), 0.001)
-            request = everything_message(key_of(image), grid, output)
+            request = everything_message(content or key_of(image), grid, output)
             try:
                 yield Follow("decoder", addresses[0], "GenerateMasks", request, left_s)
                 while (message := (yield ReceiveBulk(left_s))) is not None:
@@ -136,27 +143,41 @@ class Operations:
         step = Unary("encoder", addresses[0], "GetModelInfo", request, 0.0)
         return (yield from self._call(step, addresses, self._deadline_s(timeout_s, self.predict_timeout_s)))
 
+    def encode_crop(
+        self, content: bytes, sha256: bytes, crop: encoder_pb2.Crop | None, timeout_s: float
+    ) -> Operation[EncodedImage]:
+        """A crop of an image, or the whole, looked up first and encoded after what people wait for."""
+        return (yield from self._encode_loaded(content, content, sha256, timeout_s, crop, background=True))
+
     def _encode_loaded(
-        self, source: ImageSource, content: bytes, sha256: bytes, timeout_s: float | None
+        self,
+        source: ImageSource,
+        content: bytes,
+        sha256: bytes,
+        timeout_s: float | None,
+        crop: encoder_pb2.Crop | None = None,
+        background: bool = False,
     ) -> Operation[EncodedImage]:
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
         addresses = rendezvous(self.connection.encoders, sha256.hex())
-        stored = yield from self._look_up(sha256, deadline_s)
+        stored = yield from self._look_up(sha256, deadline_s, crop)
         if stored is not None:
             return answers.encoded_image(stored, source, sha256, cache_hit=True, stored=True)
-        upload = Unary("encoder", addresses[0], "EncodeImage", encoder_pb2.EncodeImageRequest(image=content), 0.0)
+        request = encoder_pb2.EncodeImageRequest(image=content, crop=crop, background=background)
+        upload = Unary("encoder", addresses[0], "EncodeImage", request, 0.0)
         made: encoder_pb2.EncodeImageResponse
         _, made = yield from self._call(upload, addresses, deadline_s)
         return answers.encoded_image(
             made.embedding, source, sha256, cache_hit=made.cache_hit, stored=made.stored, timings=made.timings
         )
 
-    def _look_up(self, sha256: bytes, deadline_s: float) -> Operation[encoder_pb2.EmbeddingInfo | None]:
-        """What the cache holds of an image; None as well when the encoder has no cache, and so cannot look up."""
+    def _look_up(
+        self, sha256: bytes, deadline_s: float, crop: encoder_pb2.Crop | None = None
+    ) -> Operation[encoder_pb2.EmbeddingInfo | None]:
+        """What the cache holds of an image or a crop; None as well when the encoder cannot look up, without a cache."""
         addresses = rendezvous(self.connection.encoders, sha256.hex())
-        step = Unary(
-            "encoder", addresses[0], "LookUpEmbedding", encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256), 0.0
-        )
+        request = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256, crop=crop)
+        step = Unary("encoder", addresses[0], "LookUpEmbedding", request, 0.0)
         found: encoder_pb2.LookUpEmbeddingResponse
         try:
             _, found = yield from self._call(step, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
@@ -215,6 +236,14 @@ class Operations:
         if all(fresh is image for (fresh, _), (image, _) in zip(renewed, images, strict=True)):
             raise error
         return renewed
+
+    def _load_unchanged(self, image: Image) -> Operation[bytes]:
+        if not isinstance(image, EncodedImage) or image.source is None:
+            raise ValueError("crops need the image: pass what encode returned, not a key")
+        content, sha256 = yield Load(image.source)
+        if sha256 != image.sha256:
+            raise ValueError("the image is no longer the one that was encoded")
+        return bytes(content)
 
     def _call(
         self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float, no_retry_on: str = ""

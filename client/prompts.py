@@ -57,8 +57,14 @@ class GridOptions(TypedDict, total=False):
     stability_score_threshold: masks with a lower stability score are dropped; default 0.95.
     stability_score_offset: how far the stability score looks around the mask threshold, in logits; default 1.
     box_nms_threshold: of two masks whose boxes have a higher IoU the better one is kept; default 0.7.
-    crop_nms_threshold: with box_nms_threshold, the greater holds after small regions were removed; default 0.7.
+    crop_nms_threshold: the same between masks of different crops, the smaller crop's being the better; default 0.7.
+        The greater of the two holds after small regions were removed.
     min_mask_region_area_px: holes and pieces of fewer pixels are removed; default 0.
+    crop_layers: how many times the image is cut into ever smaller crops that are searched as well; default 0. Others
+        need the image itself: what `encode` returned, not a key.
+    crop_overlap_ratio: how far crops reach into each other, as a fraction of the shorter side; default 512 / 1500.
+    crop_points_downscale_factor: each layer's points along a side are those of the one before divided by it; default 1.
+    crop_point_grids: with point_grid, one such grid for the crops of each layer.
     """
 
     points_per_side: int
@@ -70,6 +76,10 @@ class GridOptions(TypedDict, total=False):
     box_nms_threshold: float
     crop_nms_threshold: float
     min_mask_region_area_px: int
+    crop_layers: int
+    crop_overlap_ratio: float
+    crop_points_downscale_factor: int
+    crop_point_grids: Sequence[Sequence[Sequence[float]] | np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +142,27 @@ def output_message(options: OutputOptions) -> pb.OutputOptions:
     return message
 
 
-def everything_message(key: str, grid: GridOptions, output: pb.OutputOptions) -> pb.GenerateMasksRequest:
-    """Everything mode on the wire; ranges are left to the server, which names its limits."""
-    options: dict[str, Any] = {name: value for name, value in grid.items() if name != "point_grid"}
-    message = pb.GenerateMasksRequest(embedding_key=key, output=output, **options)
-    for x, y in grid.get("point_grid", ()):
-        message.point_grid.extend((x, y))
+def everything_message(source: str | bytes, grid: GridOptions, output: pb.OutputOptions) -> pb.GenerateMasksRequest:
+    """Everything mode on the wire; ranges are left to the server, which names its limits.
+
+    Args:
+        source: an embedding key, or the bytes of an image file.
+    """
+    own_grids = ("point_grid", "crop_point_grids")
+    options: dict[str, Any] = {name: value for name, value in grid.items() if name not in own_grids}
+    options["embedding_key" if isinstance(source, str) else "image"] = source
+    try:
+        message = pb.GenerateMasksRequest(output=output, **options)
+        message.point_grid.extend(_flat(grid.get("point_grid", ())))
+        for of_crops in grid.get("crop_point_grids", ()):
+            message.crop_point_grids.add(xy=_flat(of_crops))
+    except TypeError as error:
+        raise ValueError(f"an option of everything mode is of the wrong type: {error}") from error
     return message
+
+
+def _flat(points: Sequence[Sequence[float]] | np.ndarray[Any, Any]) -> list[float]:
+    return [side for x, y in points for side in (x, y)]
 
 
 def _named(known: dict[str, Any], what: str, name: str) -> Any:

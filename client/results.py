@@ -100,10 +100,18 @@ class Mask:
 
 @dataclass(frozen=True)
 class FoundMask:
-    """A mask of everything mode and the grid point it came from, x and y in pixels of the upright image."""
+    """A mask of everything mode.
+
+    Args:
+        point: the grid point it came from, x and y in pixels of the upright image.
+        crop: the part of the image that it was found in, x0, y0, x1, y1 in pixels: the whole, or a crop.
+        key: of that part's embedding. Its refinement token belongs to it, and prompts on it count from its corner.
+    """
 
     mask: Mask
     point: tuple[float, float]
+    crop: tuple[float, float, float, float]
+    key: str
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,39 @@ def parse_box(text: str) -> tuple[float, ...]:
     return tuple(float(edge) for edge in match.groups())
 
 
-def parse_grid(points_per_side: int | None, min_score: float | None, min_stability: float | None) -> GridOptions:
-    """The options of everything mode that were given."""
+def parse_grid(
+    points_per_side: int | None,
+    min_score: float | None,
+    min_stability: float | None,
+    crop_layers: int | None,
+    others: Sequence[str],
+) -> GridOptions:
+    """The options of everything mode that were given.
+
+    Args:
+        others: `name=value` with a name of `GridOptions` and a value in JSON.
+
+    Raises:
+        typer.BadParameter: one of those is not of that form.
+    """
     grid: GridOptions = {}
+    for text in others:
+        name, _, value = text.partition("=")
+        if name not in GridOptions.__annotations__:
+            known = ", ".join(GridOptions.__annotations__)
+            raise typer.BadParameter(f"--set takes name=value, and of names {known}; not {text!r}")
+        try:
+            grid[name] = json.loads(value)  # type: ignore[literal-required]
+        except ValueError:
+            raise typer.BadParameter(f"--set takes a number or a list in JSON, not {text!r}") from None
     if points_per_side is not None:
         grid["points_per_side"] = points_per_side
     if min_score is not None:
         grid["predicted_iou_threshold"] = min_score
     if min_stability is not None:
         grid["stability_score_threshold"] = min_stability
+    if crop_layers is not None:
+        grid["crop_layers"] = crop_layers
     return grid
 
 

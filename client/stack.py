@@ -190,12 +190,27 @@ class Stack:
         flags |= {flag: path for flag, path in tls_files.items() if path is not None}
         log_format = f"SPLITSAM_{name.upper()}_LOG_FORMAT"  # only a default, so no argument
         arguments = [str(word) for pair in flags.items() for word in pair]
+        if name == "decoder":
+            arguments += self._way_to_encoder()
         return Child(
             f"{name} service",
             [sys.executable, "-m", f"splitsam.{name}_service", *arguments, *getattr(self.settings, f"{name}_args")],
             self.folder / f"{name}.log",
             {log_format: os.environ.get(log_format, "text")},
         )
+
+    def _way_to_encoder(self) -> list[str]:
+        """What the decoder needs for calls of its own, but whom to trust there: that is in `decoder_args`."""
+        words = ["--encoder-address", self.encoder]
+        if self.settings.tls_cert_file is not None:
+            words.append("--encoder-tls")
+        if self.settings.tls_client_ca_file is not None:
+            pair = {
+                "--encoder-cert-file": self.settings.tls_cert_file,
+                "--encoder-key-file": self.settings.tls_key_file,
+            }
+            words += [str(word) for item in pair.items() for word in item]
+        return words
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]

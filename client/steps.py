@@ -53,6 +53,17 @@ class Follow:
 
 
 @dataclass(frozen=True)
+class Tell:
+    """Call once without waiting for the outcome, which nobody needs."""
+
+    service: Service
+    address: str
+    method: str
+    request: Message
+    timeout_s: float
+
+
+@dataclass(frozen=True)
 class Wait:
     """Let time pass."""
 
@@ -102,7 +113,7 @@ class Emit:
     result: BulkResult | FoundMask
 
 
-Step = Unary | Collect | Follow | Wait | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
+Step = Unary | Collect | Follow | Tell | Wait | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
 Operation = Generator[Step, Any, T]
 
 

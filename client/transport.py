@@ -1,5 +1,6 @@
 """Performs the steps of an operation with `grpc`, blocking."""
 
+import functools
 import hashlib
 import threading
 import time
@@ -26,6 +27,7 @@ from splitsam.client.steps import (
     SendBulk,
     Step,
     T,
+    Tell,
     Unary,
     Wait,
     resume,
@@ -42,6 +44,7 @@ class Transport:
     def __init__(self, where: Connection) -> None:
         self._where = where
         self._channels = Channels(where)
+        self._told: set[Any] = set()
 
     def close(self) -> None:
         self._channels.close()
@@ -86,6 +89,8 @@ class Transport:
         match step:
             case Unary() | Collect():
                 return self._call(step)
+            case Tell():
+                return self._tell(step)
             case Wait(delay_s):
                 return time.sleep(delay_s)
             case Load(source):
@@ -108,6 +113,18 @@ class Transport:
                 return stream.close(idle_timeout_s)
             case _:
                 return self._perform(step)
+
+    def _tell(self, step: Tell) -> None:
+        line = self._channels.begin(step.address)
+        method = getattr(STUBS[step.service](line.channel), step.method)
+        call = method.future(step.request, timeout=step.timeout_s, metadata=self._where.metadata)
+        self._told.add(call)  # grpc cancels a call that nobody refers to
+        call.add_done_callback(functools.partial(self._told_of, line))
+
+    def _told_of(self, line: Line, call: Any) -> None:
+        self._told.discard(call)
+        is_fine = call.code() is grpc.StatusCode.OK
+        self._channels.end(line, None if is_fine else error_from_rpc(call, line.address))
 
     def _call(self, step: Unary | Collect) -> Any:
         with call_span(step):

@@ -2,7 +2,7 @@
 
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Call:
         method: full gRPC method name.
         deadline_s: when the caller gives up, in seconds of time.monotonic(); None when it never does.
         trace_id: of the trace it belongs to, on every log line; empty without one.
+        authorization: the caller's credentials as they came, for calls in its name; never to be logged.
     """
 
     tenant: str
@@ -22,6 +23,7 @@ class Call:
     method: str
     deadline_s: float | None = None
     trace_id: str = ""
+    authorization: str = field(default="", repr=False)
 
     @property
     def names(self) -> dict[str, str]:

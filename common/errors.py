@@ -129,13 +129,38 @@ class CacheUnavailable(ServiceError):
     reason = "CACHE_UNAVAILABLE"
 
 
+class EncoderUnavailable(ServiceError):
+    """The encoder service is needed for this request and does not answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "ENCODER_UNAVAILABLE"
+
+
+class EncoderFailed(ServiceError):
+    """The encoder service, called in the caller's name, gave no embedding; `code` and `reason` may be its own."""
+
+    reason = "ENCODER_FAILED"
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode = grpc.StatusCode.INTERNAL,
+        reason: str = reason,
+        *,
+        retry_delay_s: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ):
+        super().__init__(message, retry_delay_s=retry_delay_s, metadata=metadata)
+        self.code, self.reason = code, reason
+
+
 class Unauthenticated(ServiceError):
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
 
 
-class NotImplementedYet(ServiceError):
-    """The RPC is part of the API and not served by this release."""
+class NotServed(ServiceError):
+    """The request is part of the API, and this deployment is not set up for it."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_IMPLEMENTED"

@@ -68,7 +68,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         is_ours = details.method.startswith(_OUR_METHODS)
         call = Call(tenant="", request_id=request_id, method=details.method)
         try:
-            call = Call(self._authenticator.tenant(metadata), request_id, details.method)
+            tenant = self._authenticator.tenant(metadata)
+            call = Call(tenant, request_id, details.method, authorization=str(metadata.get("authorization", "")))
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
             if is_ours:

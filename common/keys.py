@@ -13,6 +13,7 @@ from dataclasses import dataclass
 KEY_BYTES = 32
 TAG_BYTES = 16
 _MAC_BYTES = 16
+Crop = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the upright image, the last two exclusive
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,14 @@ class KeyRing:
             raise ValueError("a deployment secret has at least 16 bytes")
         self._secrets = tuple(secrets)
 
-    def embedding_addresses(self, tenant: str, image_sha256: bytes, version: EncodingVersion) -> list[Address]:
-        """Where the embedding of an image is, one address for each secret, the current one first."""
+    def embedding_addresses(
+        self, tenant: str, image_sha256: bytes, version: EncodingVersion, crop: Crop | None = None
+    ) -> list[Address]:
+        """Where the embedding of an image, or of its crop, is: one address for each secret, the current one first."""
         described = (version.model_id, version.preprocess_version, version.precision, version.codec)
         parts = [tenant.encode(), image_sha256, *(text.encode() for text in described)]
+        if crop is not None:
+            parts += [b"crop", *(edge.to_bytes(4, "big") for edge in crop)]
         return [Address(_tenant_tag(secret, tenant), _mac(secret, b"embedding", *parts)) for secret in self._secrets]
 
     def addresses(self, tenant: str, key: bytes) -> list[Address]:

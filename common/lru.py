@@ -30,15 +30,21 @@ class ByteBudgetLRU(Generic[Key, Value]):
         self._entries.move_to_end(key)
         return entry[0]
 
-    def put(self, key: Key, value: Value, size_bytes: int) -> None:
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def put(self, key: Key, value: Value, size_bytes: int) -> int:
+        """Keep a value; how many others had to leave for it."""
         self.discard(key)
         if size_bytes > self.budget_bytes:
-            return
+            return 0
+        before = len(self._entries)
         self._entries[key] = (value, size_bytes)
         self.used_bytes += size_bytes
         while self.used_bytes > self.budget_bytes:
             _, (_, dropped_bytes) = self._entries.popitem(last=False)
             self.used_bytes -= dropped_bytes
+        return before + 1 - len(self._entries)
 
     def clear(self) -> None:
         self._entries.clear()

@@ -61,6 +61,8 @@ def to_limits(settings: ServiceSettings) -> types_pb2.Limits:
         max_points_per_prompt=settings.max_points_per_prompt,
         max_reply_bytes=settings.max_reply_bytes,
         image_formats=IMAGE_FORMATS,
+        max_crop_layers=settings.max_crop_layers,
+        max_points_per_search=settings.max_points_per_search,
     )
 
 

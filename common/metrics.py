@@ -62,6 +62,18 @@ class Metrics:
             ["kind", "tier", "result"],
             registry=self.registry,
         )
+        self.prefetches = Counter(
+            "splitsam_prefetches",
+            "Embeddings asked for ahead of their first prompt, by result: fetched, resident already, or failed",
+            ["result"],
+            registry=self.registry,
+        )
+        self.evictions = Counter(
+            "splitsam_evictions",
+            "Records that left memory to make room for others, by kind",
+            ["kind"],
+            registry=self.registry,
+        )
         self.cache_seconds = self._seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
         self.device_errors = Counter(
             "splitsam_device_errors",

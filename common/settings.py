@@ -114,6 +114,10 @@ class ServiceSettings(BaseSettings):
     max_images_per_request: int = Field(32, ge=1, le=1024, description="Images in one PredictMasks")
     max_prompts_per_request: int = Field(1024, ge=1, le=65_536, description="Prompts in one PredictMasks")
     max_points_per_prompt: int = Field(64, ge=1, le=1024, description="Points of one prompt")
+    max_crop_layers: int = Field(2, ge=0, le=4, description="Layers of crops in one GenerateMasks, 2^n by 2^n each")
+    max_points_per_search: int = Field(
+        16_384, ge=1, le=2**24, description="Points in one GenerateMasks, on the image and all its crops"
+    )
     max_reply_bytes: int = Field(4 * 2**20, ge=2**16, le=2**30, description="Bytes of one unary reply")
 
     @field_validator("redis_url")

@@ -1,7 +1,7 @@
 """The masks that everything mode finds: which of a point's three are worth keeping, and which of all are doubles.
 
     logits [3, 256, 256] of a point ─► predicted IoU ─► upsample ─► stability ─► box, pixels inside it ─► Candidate
-    all candidates ─► NMS on boxes ─► small regions removed ─► NMS on boxes
+    all candidates of a view ─► NMS on boxes; of all views ─► NMS on boxes ─► small regions removed ─► NMS on boxes
 
 Source: `SamAutomaticMaskGenerator` and `utils.amg` of segment_anything; an empty mask, which they keep when both
 thresholds are 0, is dropped here.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splitsam.decoder_service.crops import View
 from splitsam.decoder_service.cutting import Cut, CutMask
 from splitsam.decoder_service.masks import Bitmap, cut_masks
 from splitsam.decoder_service.model import PromptLogits
@@ -47,6 +48,7 @@ class Candidate:
     """One mask in little memory: about as much as its RLE, and never more than a bit for each pixel of its box.
 
     Args:
+        view: the part of the image it was found in.
         point: the grid point it came from, pixels (x, y) of the upright image.
         mask_index: the mask token that made it, 1 to 3.
         box: pixels x0, y0, x1, y1, the last two exclusive.
@@ -54,6 +56,7 @@ class Candidate:
         cut: the mask as a GPU has cut it.
     """
 
+    view: View
     point: tuple[float, float]
     mask_index: int
     predicted_iou: float
@@ -78,20 +81,26 @@ class Candidate:
 
 
 def sift(
-    answer: PromptLogits, job: ImageJob, point: tuple[float, float], thresholds: Thresholds, mask_threshold: float
+    answer: PromptLogits,
+    job: ImageJob,
+    view: View,
+    point: tuple[float, float],
+    thresholds: Thresholds,
+    mask_threshold: float,
 ) -> list[Candidate]:
-    """The masks of one point that reach the thresholds.
+    """The masks of one point that reach the thresholds, where the view has them: `place` brings them to the image.
 
     Args:
         answer: all three masks of the point.
-        job: the image.
+        job: the view, as an image of its own.
+        point: pixels (x, y) of the view.
     """
     limit = thresholds.predicted_iou
     likely = [i for i, iou in enumerate(answer.predicted_iou) if limit <= 0 or iou > limit]
     if answer.cut is not None:
         made = [(answer.cut[i], answer.mask_indices[i], answer.predicted_iou[i]) for i in likely]
         return [
-            Candidate(point, index, iou, mask.stability_score, mask.box, cut=mask)
+            Candidate(view, point, index, iou, mask.stability_score, mask.box, cut=mask)
             for mask, index, iou in made
             if mask is not None and mask.box is not None and mask.stability_score >= thresholds.stability_score
         ]
@@ -108,8 +117,19 @@ def sift(
             continue
         box, inside = _pack(bitmap)
         if inside:
-            found.append(Candidate(point, answer.mask_indices[i], answer.predicted_iou[i], stability, box, inside))
+            iou = answer.predicted_iou[i]
+            found.append(Candidate(view, point, answer.mask_indices[i], iou, stability, box, inside))
     return found
+
+
+def place(candidate: Candidate) -> Candidate:
+    """A candidate of a crop in the image's own coordinates."""
+    left, top = candidate.view.box[:2]
+    inside = candidate.inside if candidate.cut is None else _pack(candidate.cut.to_bitmap())[1]
+    x, y = candidate.point
+    x0, y0, x1, y1 = candidate.box
+    box = (left + x0, top + y0, left + x1, top + y1)
+    return dataclasses.replace(candidate, point=(left + x, top + y), box=box, inside=inside, cut=None)
 
 
 def drop_doubles(candidates: Sequence[Candidate], scores: Sequence[float], iou_threshold: float) -> list[Candidate]:

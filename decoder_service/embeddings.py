@@ -81,6 +81,27 @@ class EmbeddingStore:
                 return resident
             return await self._flights.run(addresses[0], lambda: self._fetch(addresses))
 
+    async def prefetch(self, tenant: str, key: bytes) -> bool:
+        """Bring an embedding into memory ahead of `get`, whose hits and misses it is not counted among.
+
+        Returns:
+            Whether it was there already.
+
+        Raises:
+            What `get` raises.
+        """
+        addresses = self._keys.addresses(tenant, key)
+        if addresses[0] in self._resident:
+            self._metrics.prefetches.labels("resident").inc()
+            return True
+        try:
+            await self._flights.run(addresses[0], lambda: self._fetch(addresses))
+        except BaseException:
+            self._metrics.prefetches.labels("failed").inc()
+            raise
+        self._metrics.prefetches.labels("fetched").inc()
+        return False
+
     async def _fetch(self, addresses: list[Address]) -> Embedding:
         record = await self._cache.get(EMBEDDING, addresses, ttl_s=self._ttl_s)
         if record is None:
@@ -96,7 +117,8 @@ class EmbeddingStore:
                 self._resident.clear()
                 prepared = await asyncio.to_thread(self._prepare_guarded, values)
         embedding = Embedding(header, prepared)
-        self._resident.put(addresses[0], embedding, prepared.size_bytes)
+        evicted = self._resident.put(addresses[0], embedding, prepared.size_bytes)
+        self._metrics.evictions.labels("embedding").inc(evicted)
         self._metrics.memory_bytes.labels("embedding").set(self._resident.used_bytes)
         return embedding
 

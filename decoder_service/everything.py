@@ -1,7 +1,9 @@
 """Everything mode: a grid of points over an image, in pieces that clicks overtake, and the best of the masks found.
 
-search:    for each piece of the grid: decode on the bulk lane; meanwhile sift what the piece before gave
-compare:   once all points have been looked at, drop doubles; remove small regions, drop doubles again
+search:    for the whole image, then each crop of it, whose embedding is sought while the one before is searched:
+           for each piece of its grid: decode on the bulk lane; meanwhile sift what the piece before gave
+           drop what the crop's edge cuts off, and doubles
+compare:   once all points have been looked at, drop doubles between crops; remove small regions, drop doubles again
 answer:    write each mask that is left, best first
 """
 
@@ -10,32 +12,34 @@ import dataclasses
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import CacheUnavailable, ReplyTooLarge
-from splitsam.common.records import RecordHeader
 from splitsam.decoder_service.candidates import (
     Candidate,
     Thresholds,
     drop_doubles,
     drop_doubles_after_changes,
+    place,
     sift,
     tidy,
 )
-from splitsam.decoder_service.embeddings import EmbeddingStore
+from splitsam.decoder_service.crops import View, cut_into_views
+from splitsam.decoder_service.embeddings import Embedding
+from splitsam.decoder_service.everything_request import EverythingRequest, FoundMask
 from splitsam.decoder_service.masks import Mask, write_cut_mask, write_mask
 from splitsam.decoder_service.messages import ReplyBudget, fixed_bytes
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import MaskFormat, OutputOptions, Prompt, Selection
 from splitsam.decoder_service.refinements import RefinementStore
+from splitsam.decoder_service.sources import Source
 
 # Noise in an image of 64 megapixels weighs 8 MB a mask; masks of real pictures a few kB.
 MAX_CANDIDATE_BYTES = 256 * 2**20
@@ -44,41 +48,28 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class EverythingRequest:
-    """One `GenerateMasks` request.
+class Search:
+    """One request in work.
 
     Args:
-        grid: [N, 2] float64 points (x, y) as fractions of the image's width and height.
-        points_per_batch: points in one piece, if fewer than the server decodes at once.
+        deadline_s: when the caller gives up, in seconds of time.monotonic(); None if it never does.
     """
 
-    embedding_key: str
-    grid: npt.NDArray[np.float64]
-    points_per_batch: int | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    output: OutputOptions = field(default_factory=OutputOptions)
+    tenant: str
+    source: Source
+    request: EverythingRequest
+    deadline_s: float | None
 
-
-@dataclass(frozen=True, eq=False)
-class FoundMask:
-    """One mask of everything mode.
-
-    Args:
-        point: the grid point it came from, pixels (x, y) of the upright image.
-        size: (height, width) of the upright image in pixels.
-    """
-
-    mask: Mask
-    point: tuple[float, float]
-    size: tuple[int, int]
-
-
-def build_point_grid(points_per_side: int) -> npt.NDArray[np.float64]:
-    """Evenly spaced points (x, y) in fractions of the image, row by row: [points_per_side ** 2, 2] float64."""
-    offset = 1 / (2 * points_per_side)
-    along = np.linspace(offset, 1 - offset, points_per_side)
-    x, y = np.meshgrid(along, along)
-    return np.stack([x, y], axis=-1).reshape(-1, 2)
+    def job(self, embedding: Embedding) -> ImageJob:
+        """An image or a crop, without prompts."""
+        return ImageJob(
+            embedding=embedding.prepared,
+            original_size=embedding.header.image_size.rows_columns,
+            input_size=embedding.header.input_size.rows_columns,
+            prompts=(),
+            selection=Selection.ALL,
+            cut=self.request.thresholds.cut(self.request.output.mask_threshold),
+        )
 
 
 class Everything:
@@ -93,7 +84,6 @@ class Everything:
     def __init__(
         self,
         batcher: Batcher[ImageJob, list[PromptLogits]],
-        embeddings: EmbeddingStore,
         refinements: RefinementStore,
         guard: DeviceGuard,
         *,
@@ -102,7 +92,6 @@ class Everything:
         max_reply_bytes: int,
     ):
         self._batcher = batcher
-        self._embeddings = embeddings
         self._refinements = refinements
         self._guard = guard
         self._piece_points = piece_points
@@ -113,7 +102,7 @@ class Everything:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def generate(
-        self, tenant: str, request: EverythingRequest, deadline_s: float | None
+        self, tenant: str, source: Source, request: EverythingRequest, deadline_s: float | None
     ) -> AsyncGenerator[FoundMask, None]:
         """The masks of an image, highest predicted IoU first; closing the iterator ends the work for them.
 
@@ -121,109 +110,127 @@ class Everything:
             deadline_s: when the caller gives up, in seconds of time.monotonic(); None if it never does.
 
         Raises:
-            EmbeddingExpired, ModelMismatch, CacheUnavailable: as `EmbeddingStore.get` raises them.
+            InvalidArgument: the image is too small for the layers of crops.
+            EmbeddingExpired and others: as `Source.embedding` raises them.
             QueueFull, DeadlineTooShort, NotReady: as the batcher raises them.
             ReplyTooLarge: a mask would not fit into one message, or the masks found not into memory.
         """
-        embedding = await self._embeddings.get(tenant, bytes.fromhex(request.embedding_key))
-        header = embedding.header
-        job = ImageJob(
-            embedding=embedding.prepared,
-            original_size=header.image_size.rows_columns,
-            input_size=header.input_size.rows_columns,
-            prompts=(),
-            selection=Selection.ALL,
-            cut=request.thresholds.cut(request.output.mask_threshold),
-        )
-        if fixed_bytes(request.output.formats, job.original_size) > self._max_reply_bytes:
+        search = Search(tenant, source, request, deadline_s)
+        embedding = await source.embedding(None)
+        size = embedding.header.image_size.rows_columns
+        if fixed_bytes(request.output.formats, size) > self._max_reply_bytes:
             raise ReplyTooLarge(f"BITS of this image exceed the {self._max_reply_bytes} bytes of a reply; ask for RLE")
-        candidates = await self._search(tenant, job, request, deadline_s)
-        for candidate in await self._compare(candidates, job, request.thresholds):
-            mask = await self._write(tenant, header, job, candidate, request.output, deadline_s)
-            yield FoundMask(mask, candidate.point, job.original_size)
+        views = cut_into_views(size, len(request.grids) - 1, request.overlap_ratio)
+        keys: dict[View, str] = {}
+        candidates = await self._search(search, views, embedding, keys)
+        for candidate in await self._compare(candidates, size, request.thresholds):
+            mask = await self._write(search, candidate, size)
+            yield FoundMask(mask, candidate.point, size, candidate.view.box, keys[candidate.view])
 
     async def _search(
-        self, tenant: str, job: ImageJob, request: EverythingRequest, deadline_s: float | None
+        self, search: Search, views: Sequence[View], embedding: Embedding, keys: dict[View, str]
     ) -> list[Candidate]:
-        """All masks that reach the thresholds, in the order of the grid."""
+        """The masks of all views that reach the thresholds, without doubles inside a view.
+
+        Args:
+            embedding: of the first view.
+            keys: is filled with the key of each view's.
+        """
+        found: list[Candidate] = []
+        size = embedding.header.image_size.rows_columns
+        upcoming: asyncio.Task[Embedding] | None = None
+        try:
+            for number, view in enumerate(views, start=1):
+                if upcoming is not None:
+                    embedding = await upcoming
+                if number < len(views):
+                    upcoming = asyncio.create_task(search.source.embedding(views[number].crop))
+                keys[view] = embedding.header.address.key.hex()
+                of_view = await self._search_view(search, search.job(embedding), view, has_begun=number > 1)
+                whole = [one for one in of_view if not view.cuts_off(one.box, size)]
+                scores = [one.predicted_iou for one in whole]
+                kept = await self._on_thread(drop_doubles, whole, scores, search.request.thresholds.box_nms)
+                found += kept if view.crop is None else [await self._on_thread(place, one) for one in kept]
+                _check_memory(found)
+        finally:
+            if upcoming is not None:
+                upcoming.cancel()
+                await asyncio.gather(upcoming, return_exceptions=True)
+        return found
+
+    async def _search_view(self, search: Search, job: ImageJob, view: View, has_begun: bool) -> list[Candidate]:
+        """All masks of a view that reach the thresholds, in the order of its grid and its own coordinates."""
+        request = search.request
         height, width = job.original_size
-        points = [(float(x), float(y)) for x, y in request.grid * (width, height)]
+        points = [(float(x), float(y)) for x, y in request.grids[view.layer] * (width, height)]
         step = min(request.points_per_batch or self._piece_points, self._piece_points)
         pieces = [points[start : start + step] for start in range(0, len(points), step)]
         found: list[Candidate] = []
-        upcoming = asyncio.create_task(self._decode(tenant, job, pieces[0], deadline_s, begun=False))
+        upcoming = asyncio.create_task(self._decode(search, job, pieces[0], begun=has_begun))
         try:
             for number, piece in enumerate(pieces, start=1):
                 answers = await upcoming
                 if number < len(pieces):
-                    upcoming = asyncio.create_task(self._decode(tenant, job, pieces[number], deadline_s))
+                    upcoming = asyncio.create_task(self._decode(search, job, pieces[number]))
                 for point, answer in zip(piece, answers, strict=True):
                     found += await self._on_thread(
-                        sift, answer, job, point, request.thresholds, request.output.mask_threshold
+                        sift, answer, job, view, point, request.thresholds, request.output.mask_threshold
                     )
-                if sum(candidate.size_bytes for candidate in found) > MAX_CANDIDATE_BYTES:
-                    raise ReplyTooLarge(
-                        f"the masks found take more than {MAX_CANDIDATE_BYTES} bytes; raise the thresholds"
-                    )
+                _check_memory(found)
         finally:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
         return found
 
     async def _compare(
-        self, candidates: Sequence[Candidate], job: ImageJob, thresholds: Thresholds
+        self, candidates: Sequence[Candidate], size: tuple[int, int], thresholds: Thresholds
     ) -> Sequence[Candidate]:
         """The candidates that are left, highest predicted IoU first."""
-        scores = [candidate.predicted_iou for candidate in candidates]
-        kept = await self._on_thread(drop_doubles, candidates, scores, thresholds.box_nms)
-        if not thresholds.min_region_area_px:
-            return kept
-        tidied = [
-            await self._on_thread(tidy, candidate, job.original_size, thresholds.min_region_area_px)
-            for candidate in kept
-        ]
-        return await self._on_thread(drop_doubles_after_changes, kept, tidied, thresholds)
+        kept = candidates
+        if any(candidate.view.crop for candidate in candidates):
+            scores = [1 / candidate.view.area_px for candidate in candidates]  # smaller crops see more
+            kept = await self._on_thread(drop_doubles, candidates, scores, thresholds.crop_nms)
+        if thresholds.min_region_area_px:
+            tidied = [await self._on_thread(tidy, one, size, thresholds.min_region_area_px) for one in kept]
+            kept = await self._on_thread(drop_doubles_after_changes, kept, tidied, thresholds)
+        return sorted(kept, key=lambda one: one.predicted_iou, reverse=True)
 
-    async def _write(
-        self,
-        tenant: str,
-        header: RecordHeader,
-        job: ImageJob,
-        candidate: Candidate,
-        output: OutputOptions,
-        deadline_s: float | None,
-    ) -> Mask:
+    async def _write(self, search: Search, candidate: Candidate, size: tuple[int, int]) -> Mask:
         """One mask in the formats asked for; logits are not kept during the search but decoded again."""
-        logits = None
-        if output.refinement_tokens or MaskFormat.LOW_RES_LOGITS in output.formats:
-            [answer] = await self._decode(tenant, job, [candidate.point], deadline_s)
-            row = answer.logits[answer.mask_indices.index(candidate.mask_index)]
-            logits = await self._on_thread(row.cpu)
-        mask = await self._on_thread(write_candidate, candidate, job.original_size, output, logits)
-        ReplyBudget(self._max_reply_bytes).spend(mask)
-        if not output.refinement_tokens or logits is None:
+        output, view = search.request.output, candidate.view
+        if not output.refinement_tokens and MaskFormat.LOW_RES_LOGITS not in output.formats:
+            return await self._write_with(None, candidate, size, output)
+        embedding = await search.source.embedding(view.crop)
+        x, y = candidate.point
+        [answer] = await self._decode(search, search.job(embedding), [(x - view.box[0], y - view.box[1])])
+        row = answer.logits[answer.mask_indices.index(candidate.mask_index)]
+        logits = await self._on_thread(row.cpu)
+        mask = await self._write_with(logits, candidate, size, output)
+        if not output.refinement_tokens:
             return mask
         try:
-            token = await self._refinements.save(tenant, header, candidate.mask_index, logits)
+            token = await self._refinements.save(search.tenant, embedding.header, candidate.mask_index, logits)
         except CacheUnavailable:
             return mask
         return dataclasses.replace(mask, refinement_token=token)
 
+    async def _write_with(
+        self, logits: torch.Tensor | None, candidate: Candidate, size: tuple[int, int], output: OutputOptions
+    ) -> Mask:
+        mask = await self._on_thread(write_candidate, candidate, size, output, logits)
+        ReplyBudget(self._max_reply_bytes).spend(mask)
+        return mask
+
     async def _decode(
-        self,
-        tenant: str,
-        job: ImageJob,
-        points: Sequence[tuple[float, float]],
-        deadline_s: float | None,
-        begun: bool = True,
+        self, search: Search, job: ImageJob, points: Sequence[tuple[float, float]], begun: bool = True
     ) -> list[PromptLogits]:
         """All three masks of each point, from the bulk lane."""
         prompts = tuple(Prompt(np.array([point], np.float32), np.ones(1, np.int64)) for point in points)
         served = await self._batcher.submit(
             dataclasses.replace(job, prompts=prompts),
-            deadline_s=math.inf if deadline_s is None else deadline_s,
+            deadline_s=math.inf if search.deadline_s is None else search.deadline_s,
             lane=Lane.BULK,
-            tenant=tenant,
+            tenant=search.tenant,
             begun=begun,
         )
         return served.value
@@ -234,6 +241,11 @@ class Everything:
                 return function(*arguments)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _check_memory(found: Sequence[Candidate]) -> None:
+    if sum(candidate.size_bytes for candidate in found) > MAX_CANDIDATE_BYTES:
+        raise ReplyTooLarge(f"the masks found take more than {MAX_CANDIDATE_BYTES} bytes; raise the thresholds")
 
 
 def write_candidate(

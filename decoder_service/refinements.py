@@ -75,5 +75,6 @@ class RefinementStore:
         return logits.to(torch.float32).numpy().astype(np.float32, copy=False)
 
     def _remember(self, address: Address, logits: torch.Tensor) -> None:
-        self._resident.put(address, (logits, time.monotonic() + self._ttl_s), 2 * logits.numel())
+        evicted = self._resident.put(address, (logits, time.monotonic() + self._ttl_s), 2 * logits.numel())
+        self._metrics.evictions.labels("logits").inc(evicted)
         self._metrics.memory_bytes.labels("logits").set(self._resident.used_bytes)

@@ -16,6 +16,7 @@ from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
+from splitsam.decoder_service.encoder_link import EncoderLink
 from splitsam.decoder_service.everything import Everything
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -24,6 +25,7 @@ from splitsam.decoder_service.prompts import Prompt
 from splitsam.decoder_service.refinements import RefinementStore
 from splitsam.decoder_service.servicer import DecoderServicer, Parts
 from splitsam.decoder_service.settings import DecoderSettings
+from splitsam.decoder_service.sources import Sources
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc
 
 
@@ -103,14 +105,14 @@ class DecoderService:
         )
         self._everything = Everything(
             self._batcher,
-            embeddings,
             refinements,
             self._guard,
             piece_points=self._forward_prompts,
             threads=settings.format_threads,
             max_reply_bytes=settings.max_reply_bytes,
         )
-        self._servicer.load(Parts(self._predictor, self._everything, info))
+        sources = Sources(embeddings, EncoderLink(settings), max_image_bytes=settings.max_upload_bytes // 2)
+        self._servicer.load(Parts(self._predictor, self._everything, embeddings, sources, info))
 
     async def lost(self) -> str:
         return await self._guard.lost()

@@ -1,10 +1,10 @@
 """DecoderService on the wire: parse, await, convert."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
@@ -13,13 +13,21 @@ from splitsam.common import tracing
 from splitsam.common.calls import current_call
 from splitsam.common.errors import InternalError, NotReady, ServiceError
 from splitsam.common.messages import ModelInfo, to_item_error, to_limits, to_model_info
+from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.everything import Everything
-from splitsam.decoder_service.everything_messages import build_everything, parse_everything
+from splitsam.decoder_service.everything_messages import (
+    SearchLimits,
+    build_everything,
+    parse_everything,
+    parse_origin,
+)
+from splitsam.decoder_service.everything_request import count_points
 from splitsam.decoder_service.messages import build_response, parse_request
 from splitsam.decoder_service.pointer import Newest
 from splitsam.decoder_service.predictor import Predictor
-from splitsam.decoder_service.prompts import PromptLimits
+from splitsam.decoder_service.prompts import PromptLimits, validate_key
 from splitsam.decoder_service.settings import DecoderSettings
+from splitsam.decoder_service.sources import Sources
 from splitsam.v1 import decoder_pb2 as pb
 from splitsam.v1 import decoder_pb2_grpc
 
@@ -34,6 +42,8 @@ class Parts:
 
     predictor: Predictor
     everything: Everything
+    embeddings: EmbeddingStore
+    sources: Sources
     info: ModelInfo
 
 
@@ -46,6 +56,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
             max_images=settings.max_images_per_request,
             max_prompts=settings.max_prompts_per_request,
             max_points=settings.max_points_per_prompt,
+        )
+        self._search_limits = SearchLimits(
+            max_image_bytes=settings.max_image_bytes,
+            max_crop_layers=settings.max_crop_layers,
+            max_grid_points=settings.max_prompts_per_request,
+            max_points=settings.max_points_per_search,
         )
         self._loaded: Parts | None = None
 
@@ -87,14 +103,24 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServiceServicer):
     async def GenerateMasks(
         self, request: pb.GenerateMasksRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateMasksResponse]:
-        remaining_s = context.time_remaining()
-        deadline_s = None if remaining_s is None else time.monotonic() + remaining_s
-        parsed = parse_everything(request, self._limits)
-        self._note(images=1, prompts=len(parsed.grid))
-        masks = self._parts.everything.generate(current_call.get().tenant, parsed, deadline_s)
-        async with contextlib.aclosing(masks):
+        call, everything = current_call.get(), self._parts.everything
+        origin = parse_origin(request, self._search_limits)
+        parsed = parse_everything(request, self._search_limits)
+        self._note(images=1, prompts=count_points(parsed.grids))
+        async with (
+            self._parts.sources.open(call, origin) as source,
+            aclosing(everything.generate(call.tenant, source, parsed, call.deadline_s)) as masks,
+        ):
             async for mask in masks:
                 yield build_everything(mask)
+
+    async def PrefetchEmbedding(
+        self, request: pb.PrefetchEmbeddingRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PrefetchEmbeddingResponse:
+        validate_key(request.embedding_key, "embedding_key")
+        key = bytes.fromhex(request.embedding_key)
+        was_resident = await self._parts.embeddings.prefetch(current_call.get().tenant, key)
+        return pb.PrefetchEmbeddingResponse(was_resident=was_resident)
 
     async def GetModelInfo(
         self, request: pb.DecoderServiceGetModelInfoRequest, context: grpc.aio.ServicerContext

@@ -1,8 +1,9 @@
 """What a deployment may set on the decoder service."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from splitsam.common.settings import Port, ServiceSettings
@@ -30,4 +31,21 @@ class DecoderSettings(ServiceSettings):
     logits_memory_bytes: int = Field(64 * 2**20, ge=0, le=2**40, description="Refinement logits kept in memory")
     embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
     refinement_ttl_s: int = Field(600, ge=1, le=10**6, description="Life of a refinement token, in seconds")
+    encoder_address: str | None = Field(
+        None,
+        min_length=1,
+        description="host:port of the encoder, for GenerateMasks of images; unset: not served",
+    )
+    encoder_tls: bool = Field(False, description="Use TLS towards it; implied by the four settings below")
+    encoder_ca_file: Path | None = Field(None, description="Authorities to trust there, PEM; unset: the system's")
+    encoder_cert_file: Path | None = Field(None, description="Certificate to show there, PEM, for mutual TLS")
+    encoder_key_file: Path | None = Field(None, description="That certificate's key, PEM")
+    encoder_server_name: str | None = Field(None, description="Name in its certificate, if not that of the address")
+    encode_timeout_ms: int = Field(60_000, ge=100, le=600_000, description="Longest wait for it to encode a crop")
     predict_timeout_ms: int = Field(30_000, ge=10, le=600_000, description="Longest time for one PredictMasks")
+
+    @model_validator(mode="after")
+    def _encoder_tls_needs_a_pair(self) -> Self:
+        if (self.encoder_cert_file is None) != (self.encoder_key_file is None):
+            raise ValueError("encoder_cert_file and encoder_key_file need each other")
+        return self

@@ -16,7 +16,7 @@ from splitsam.common import tracing
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.errors import CacheUnavailable, EmbeddingExpired, InvalidArgument, QueueFull
-from splitsam.common.keys import Address, EncodingVersion, KeyRing
+from splitsam.common.keys import Address, Crop, EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import CODECS, EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.common.single_flight import SingleFlight
@@ -80,15 +80,17 @@ class EncodePipeline:
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None) -> Encoded:
-        """Encode an image, or find its embedding.
+    async def encode(
+        self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None, crop: Crop | None = None
+    ) -> Encoded:
+        """Encode an image or a crop of it, or find the embedding.
 
         Args:
             image: the bytes of an image file.
             deadline_s: when the caller gives up, in seconds of time.monotonic(); None if it never does.
 
         Raises:
-            InvalidArgument: not an image within the limits.
+            InvalidArgument: not an image within the limits, or no crop of it.
             QueueFull, DeadlineTooShort, NotReady: as `check_room` raises them.
         """
         until_s = math.inf if deadline_s is None else deadline_s
@@ -96,12 +98,12 @@ class EncodePipeline:
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
         digest = await self._on_thread(_digest, image)
-        addresses = self._keys.embedding_addresses(tenant, digest, self._version)
+        addresses = self._keys.embedding_addresses(tenant, digest, self._version, crop)
         if addresses[0] in self._flights:
             tracing.note({"splitsam.joined": True})  # the work is in the trace of whoever asked first
         else:
             self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
-        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, addresses, lane))
+        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, crop, addresses, lane))
 
     def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf) -> None:
         """Refuse now an image that could not be encoded in time; those that are being prepared come before it.
@@ -116,8 +118,8 @@ class EncodePipeline:
         preparing = len(self._flights) - len(self._submitted)
         self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=preparing)
 
-    async def look_up(self, tenant: str, image_sha256: bytes) -> RecordHeader | None:
-        """The header of an image's embedding if the cache holds it.
+    async def look_up(self, tenant: str, image_sha256: bytes, crop: Crop | None = None) -> RecordHeader | None:
+        """The header of the embedding of an image, or of a crop of it, if the cache holds it.
 
         Raises:
             InvalidArgument: the digest is not 32 bytes.
@@ -125,7 +127,7 @@ class EncodePipeline:
         """
         if len(image_sha256) != hashlib.sha256().digest_size:
             raise InvalidArgument("image_sha256", f"has {len(image_sha256)} bytes; a SHA-256 digest has 32")
-        return await self._peek(self._keys.embedding_addresses(tenant, image_sha256, self._version))
+        return await self._peek(self._keys.embedding_addresses(tenant, image_sha256, self._version, crop))
 
     async def fetch(self, tenant: str, key: bytes) -> tuple[RecordHeader, torch.Tensor]:
         """A stored embedding, [256, 64, 64].
@@ -141,7 +143,9 @@ class EncodePipeline:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         return record
 
-    async def _encode_once(self, tenant: str, image: bytes, addresses: list[Address], lane: Lane) -> Encoded:
+    async def _encode_once(
+        self, tenant: str, image: bytes, crop: Crop | None, addresses: list[Address], lane: Lane
+    ) -> Encoded:
         start_s = time.perf_counter()
         claimed = False
         try:
@@ -152,17 +156,19 @@ class EncodePipeline:
         try:
             if header is not None:
                 return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-            return await self._compute(tenant, image, addresses[0], lane, cache_ms)
+            return await self._compute(tenant, image, crop, addresses[0], lane, cache_ms)
         finally:
             self._submitted.discard(addresses[0])
             if claimed:
                 with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
                     await self._cache.release(addresses[0])
 
-    async def _compute(self, tenant: str, image: bytes, address: Address, lane: Lane, cache_ms: float) -> Encoded:
+    async def _compute(
+        self, tenant: str, image: bytes, crop: Crop | None, address: Address, lane: Lane, cache_ms: float
+    ) -> Encoded:
         start_s = time.perf_counter()
         with tracing.step("decode image", {"splitsam.image.bytes": len(image)}) as span:
-            prepared = await self._on_thread(prepare_image, image, self._limits)
+            prepared = await self._on_thread(prepare_image, image, self._limits, crop)
             width, height = prepared.image_size
             span.set_attributes({"splitsam.image.width": width, "splitsam.image.height": height})
         preprocess_s = time.perf_counter() - start_s

@@ -1,6 +1,6 @@
 """From the bytes of an image file to the pixels the encoder takes. Blocking: the service runs it on threads.
 
-identify the format; check the size in the header; decode the first frame; to RGB; upright; longest side to 1024.
+identify the format; check the size in the header; decode the first frame; to RGB; upright; crop; longest side to 1024.
 """
 
 import struct
@@ -18,6 +18,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InvalidArgument
+from splitsam.common.keys import Crop
 from splitsam.common.settings import IMAGE_FORMATS
 from splitsam.encoder_service.image_header import (
     JPEG,
@@ -90,7 +91,7 @@ class PreparedImage:
 
     Args:
         pixels: [h, w, 3] uint8, RGB, upright, the longer side 1024.
-        image_size: (width, height) in pixels of the upright image; prompts refer to it.
+        image_size: (width, height) in pixels of the upright image, or of the crop of it; prompts refer to it.
         input_size: (width, height) of `pixels`, before padding to 1024 x 1024.
         orientation: EXIF 1 to 8 that was undone; 0 when the file has none.
     """
@@ -101,14 +102,14 @@ class PreparedImage:
     orientation: int
 
 
-def prepare_image(data: bytes, limits: ImageLimits) -> PreparedImage:
-    """Decode, turn upright and resize an image file.
+def prepare_image(data: bytes, limits: ImageLimits, crop: Crop | None = None) -> PreparedImage:
+    """Decode, turn upright, crop and resize an image file.
 
     The first frame of an animation is used. Alpha is ignored: the colour under it is kept. 16-bit samples keep their
     upper 8 bits. Colour profiles are ignored, as `segment_anything` does.
 
     Raises:
-        InvalidArgument: field "image"; the description names the limit.
+        InvalidArgument: field "image" or "crop"; the description names the limit.
 
     Source: ResizeLongestSide.apply_image in segment_anything/utils/transforms.py (Pillow's bilinear filter).
     """
@@ -121,13 +122,16 @@ def prepare_image(data: bytes, limits: ImageLimits) -> PreparedImage:
         raise InvalidArgument("image", f"is not one of {', '.join(limits.formats)}")
     try:
         image, orientation = _open(data, image_format, limits)
-        image_size = image.size[::-1] if orientation in _SIDES_SWAPPED else image.size
+        upright_size = image.size[::-1] if orientation in _SIDES_SWAPPED else image.size
+        image_size = upright_size if crop is None else _crop_size(crop, upright_size)
         input_size = _input_size(*image_size)
         upright = _turn_upright(_to_rgb(image), orientation)
     except DamagedImage as error:
         raise InvalidArgument("image", f"cannot be decoded as {image_format}: {error}") from error
     except _DECODER_ERRORS as error:
         raise InvalidArgument("image", f"cannot be decoded as {image_format}: damaged or cut short") from error
+    if crop is not None:
+        upright = upright.crop(crop)
     pixels = np.array(upright.resize(input_size, Image.Resampling.BILINEAR))
     return PreparedImage(pixels, image_size, input_size, orientation)
 
@@ -151,6 +155,15 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         raise InvalidArgument("image", f"is {width} x {height} pixels, at least 1 x 1 is needed")
     if width * height > limits.max_pixels:
         raise InvalidArgument("image", f"is {width} x {height} pixels, at most {limits.max_pixels} in all are accepted")
+
+
+def _crop_size(crop: Crop, image_size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a crop that lies in the image."""
+    x0, y0, x1, y1 = crop
+    width, height = image_size
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise InvalidArgument("crop", f"must lie in the image, 0,0 to {width},{height}, and hold a pixel; got {crop}")
+    return x1 - x0, y1 - y0
 
 
 def _input_size(width: int, height: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from splitsam.common import tracing
 from splitsam.common.batcher import Lane
 from splitsam.common.calls import current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
+from splitsam.common.keys import Crop
 from splitsam.common.messages import ModelInfo, to_codec, to_embedding_info, to_item_error, to_limits, to_model_info
 from splitsam.common.records import codec_name, parse_key, tensor_to_bytes
 from splitsam.encoder_service.pipeline import Encoded, EncodePipeline
@@ -46,19 +47,16 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: pb.EncodeImageRequest, context: grpc.aio.ServicerContext
     ) -> pb.EncodeImageResponse:
         call = current_call.get()
-        encoded = await self._pipeline.encode(call.tenant, request.image, Lane.CLICK, call.deadline_s)
+        lane = Lane.BULK if request.background else Lane.CLICK
+        encoded = await self._pipeline.encode(call.tenant, request.image, lane, call.deadline_s, _crop_of(request))
         self._note(encoded)
         return _to_response(encoded)
-
-    def _note(self, encoded: Encoded) -> None:
-        model_id = self._parts[1].model_id
-        about = {"splitsam.cache_hit": encoded.cache_hit, "splitsam.stored": encoded.stored}
-        tracing.note({"splitsam.model_id": model_id, "splitsam.images": 1, **about})
 
     async def LookUpEmbedding(
         self, request: pb.LookUpEmbeddingRequest, context: grpc.aio.ServicerContext
     ) -> pb.LookUpEmbeddingResponse:
-        header = await self._pipeline.look_up(current_call.get().tenant, request.image_sha256)
+        tenant = current_call.get().tenant
+        header = await self._pipeline.look_up(tenant, request.image_sha256, _crop_of(request))
         tracing.note({"splitsam.cache_hit": header is not None})
         if header is None:
             return pb.LookUpEmbeddingResponse(found=False)
@@ -146,6 +144,16 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             log.exception("an image of a stream failed", extra={"item": request.request_id})
             answer.error.CopyFrom(to_item_error(InternalError("internal error; the server's log has the details")))
         answers.put_nowait(answer)
+
+    def _note(self, encoded: Encoded) -> None:
+        model_id = self._parts[1].model_id
+        about = {"splitsam.cache_hit": encoded.cache_hit, "splitsam.stored": encoded.stored}
+        tracing.note({"splitsam.model_id": model_id, "splitsam.images": 1, **about})
+
+
+def _crop_of(request: pb.EncodeImageRequest | pb.LookUpEmbeddingRequest) -> Crop | None:
+    crop = request.crop
+    return (crop.x0, crop.y0, crop.x1, crop.y1) if request.HasField("crop") else None
 
 
 def _to_response(encoded: Encoded) -> pb.EncodeImageResponse:

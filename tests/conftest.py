@@ -22,6 +22,8 @@ hypothesis.settings.load_profile("splitsam")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the services of the end-to-end tests compute: cpu or cuda")
+    parser.addoption("--memory-clicks", type=int, default=300, help="of test_click_memory.py")
+    parser.addoption("--memory-images", type=int, default=60, help="likewise; the decoder has room for a tenth")
 
 
 @pytest.fixture(scope="session")

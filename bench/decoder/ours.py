@@ -8,8 +8,10 @@ import torch
 from bench.decoder.scenes import HEIGHT, WIDTH, Rle, Scene
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.candidates import Candidate, Thresholds, drop_doubles, sift
+from splitsam.decoder_service.crops import View
 from splitsam.decoder_service.cutting import Cut
-from splitsam.decoder_service.everything import build_point_grid, write_candidate
+from splitsam.decoder_service.everything import write_candidate
+from splitsam.decoder_service.everything_request import build_point_grid
 from splitsam.decoder_service.masks import Mask, write_masks
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -50,12 +52,13 @@ class Ours:
         thresholds = Thresholds(predicted_iou=predicted_iou, stability_score=stability)
         points = (build_point_grid(side) * (WIDTH, HEIGHT)).astype(np.float32)
         found: list[Candidate] = []
+        whole = View((0, 0, WIDTH, HEIGHT), 0)
         for start in range(0, len(points), self._prompts):
             piece = points[start : start + self._prompts]
             job = self._job(scene, piece, Selection.ALL, thresholds.cut(CUT.threshold))
             [answers] = self.model.decode([job])
             for point, answer in zip(piece, answers, strict=True):
-                found += sift(answer, job, (float(point[0]), float(point[1])), thresholds, 0.0)
+                found += sift(answer, job, whole, (float(point[0]), float(point[1])), thresholds, 0.0)
         kept = drop_doubles(found, [candidate.predicted_iou for candidate in found], thresholds.box_nms)
         return [write_candidate(candidate, SIZE, OutputOptions(), None) for candidate in kept]
 

@@ -13,6 +13,7 @@ from bench.fuzz.mutate import EXTREME_INTS, mutate
 from bench.fuzz.target import Broken, refusal
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InvalidArgument
+from splitsam.common.keys import Crop
 from splitsam.encoder_service.image_header import (
     DamagedImage,
     identify_format,
@@ -61,12 +62,12 @@ def make(random: Random) -> bytes:
     return data
 
 
-def check(data: bytes) -> str:
-    """`prepare_image`: pixels as the encoder takes them, or a refusal of the field `image`."""
+def check(data: bytes, crop: Crop | None = None) -> str:
+    """`prepare_image`: pixels as the encoder takes them, or a refusal of the image or of the crop of it."""
     try:
-        prepared = prepare_image(data, LIMITS)
+        prepared = prepare_image(data, LIMITS, crop)
     except InvalidArgument as error:
-        return refusal(error, lambda field: field == "image")
+        return refusal(error, lambda field: field == "image" or (field == "crop" and crop is not None))
     width, height = prepared.input_size
     if prepared.pixels.shape != (height, width, 3) or prepared.pixels.dtype != "uint8":
         raise Broken(f"pixels {prepared.pixels.shape} {prepared.pixels.dtype} for an input of {width} x {height}")
@@ -74,6 +75,8 @@ def check(data: bytes) -> str:
     is_within = 1 <= across * down <= LIMITS.max_pixels and len(data) <= LIMITS.max_bytes
     if not is_within or max(width, height) != IMAGE_SIDE_PX or prepared.orientation not in range(9):
         raise Broken(f"accepted {across} x {down} pixels, orientation {prepared.orientation}, as {width} x {height}")
+    if crop is not None and (across, down) != (crop[2] - crop[0], crop[3] - crop[1]):
+        raise Broken(f"{across} x {down} pixels of the crop {crop}")
     return f"decoded {identify_format(data)}"
 
 

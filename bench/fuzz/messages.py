@@ -38,7 +38,9 @@ _SENSIBLE: Mapping[str, Callable[[Random], Any]] = {
     "points_per_side": lambda random: random.choice((1, 2, 32)),
     "points_per_batch": lambda random: random.choice((1, 7, 64)),
     "point_grid": lambda random: random.random(),
-    "crop_layers": lambda random: random.choice((0,)),
+    "crop_layers": lambda random: random.choice((0, 0, 1, 2)),
+    "crop_points_downscale_factor": lambda random: random.choice((1, 2)),
+    "xy": lambda random: random.random(),
 }
 _EXTREME_BYTES = (
     *(b"", bytes(31), bytes(33), bytes(_LOGITS_BYTES - 1), bytes(_LOGITS_BYTES + 2)),
@@ -104,9 +106,10 @@ def _fill(random: Random, message: Message, field: FieldDescriptor, wildness: fl
 
 
 def _value(random: Random, field: FieldDescriptor, wildness: float) -> Any:
-    if random.random() >= wildness and field.name in _SENSIBLE:
-        return _SENSIBLE[field.name](random)
     kind = field.cpp_type
+    if random.random() >= wildness and field.name in _SENSIBLE:
+        value = _SENSIBLE[field.name](random)
+        return int(value) if kind == FieldDescriptor.CPPTYPE_UINT32 else value
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         return random.choice((0, 1, 2, 3, 4, 5, 6, -1, 2**31 - 1, -(2**31)))
     if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):

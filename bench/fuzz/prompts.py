@@ -12,8 +12,9 @@ from bench.fuzz.messages import HEIGHT, WIDTH, is_path, make_bytes
 from bench.fuzz.target import Broken, refusal
 from splitsam.common.errors import ServiceError
 from splitsam.common.records import parse_key
-from splitsam.decoder_service.everything import EverythingRequest
-from splitsam.decoder_service.everything_messages import parse_everything
+from splitsam.decoder_service.crops import cut_into_views
+from splitsam.decoder_service.everything_messages import SearchLimits, parse_everything, parse_origin
+from splitsam.decoder_service.everything_request import EverythingRequest, count_points
 from splitsam.decoder_service.messages import check_reply_can_fit, parse_request
 from splitsam.decoder_service.prompts import OutputOptions, PredictRequest, PromptLimits, validate_in_image
 from splitsam.decoder_service.settings import DecoderSettings
@@ -24,6 +25,12 @@ LIMITS = PromptLimits(
     max_images=_DEFAULTS["max_images_per_request"].default,
     max_prompts=_DEFAULTS["max_prompts_per_request"].default,
     max_points=_DEFAULTS["max_points_per_prompt"].default,
+)
+SEARCH_LIMITS = SearchLimits(
+    max_image_bytes=_DEFAULTS["max_image_bytes"].default,
+    max_crop_layers=_DEFAULTS["max_crop_layers"].default,
+    max_grid_points=LIMITS.max_prompts,
+    max_points=_DEFAULTS["max_points_per_search"].default,
 )
 _MAX_REPLY_BYTES = _DEFAULTS["max_reply_bytes"].default
 PREDICT = decoder_pb2.PredictMasksRequest.DESCRIPTOR
@@ -53,15 +60,22 @@ def check_predict(data: bytes) -> str:
 
 
 def check_generate(data: bytes) -> str:
-    """`GenerateMasks`: a grid and thresholds that make sense, or a refusal of a field of the request."""
+    """`GenerateMasks`: grids, crops and thresholds that make sense, or a refusal of a field of the request."""
     try:
         message = decoder_pb2.GenerateMasksRequest.FromString(data)
     except DecodeError:
         return NO_MESSAGE
     try:
-        request = parse_everything(message, LIMITS)
+        origin = parse_origin(message, SEARCH_LIMITS)
+        request = parse_everything(message, SEARCH_LIMITS)
+        views = cut_into_views((HEIGHT, WIDTH), len(request.grids) - 1, request.overlap_ratio)
     except ServiceError as error:
         return refusal(error, lambda field: is_path(GENERATE, field))
+    if isinstance(origin, str) and (parse_key(origin) is None or len(views) > 1):
+        raise Broken(f"{len(views)} views of the key {origin!r}")
+    for x0, y0, x1, y1 in (view.box for view in views):
+        if not (0 <= x0 < x1 <= WIDTH and 0 <= y0 < y1 <= HEIGHT):
+            raise Broken(f"a view of {x0}, {y0}, {x1}, {y1}")
     _check_everything(request)
     return "accepted"
 
@@ -71,7 +85,10 @@ def make_encoder_request(random: Random) -> bytes:
     number = random.randrange(len(_ENCODER_REQUESTS))
     kind = _ENCODER_REQUESTS[number]
     if hasattr(kind, "image") and random.random() < 0.5:
-        return bytes([number]) + kind(image=images.make(random)).SerializeToString()
+        message = kind(image=images.make(random))
+        if isinstance(message, encoder_pb2.EncodeImageRequest) and random.random() < 0.3:
+            message.crop.CopyFrom(_make_crop(random))
+        return bytes([number]) + message.SerializeToString()
     return bytes([number]) + make_bytes(random, kind.DESCRIPTOR)
 
 
@@ -87,7 +104,16 @@ def check_encoder_request(data: bytes) -> str:
         if key is not None and key.hex() != message.embedding_key:
             raise Broken(f"{message.embedding_key!r} was read as {key.hex()}")
         return "accepted" if key else "refused key"
+    if isinstance(message, encoder_pb2.EncodeImageRequest) and message.HasField("crop"):
+        crop = message.crop
+        return images.check(message.image, (crop.x0, crop.y0, crop.x1, crop.y1))
     return images.check(message.image)
+
+
+def _make_crop(random: Random) -> encoder_pb2.Crop:
+    x0, y0 = (random.choice((0, 0, 1, 7, 100)) for _ in range(2))
+    x1, y1 = (random.choice((0, 1, 8, 16, 640, 2**32 - 1)) for _ in range(2))
+    return encoder_pb2.Crop(x0=x0, y0=y0, x1=x1, y1=y1)
 
 
 def _check_prompts(request: PredictRequest, message: decoder_pb2.PredictMasksRequest) -> None:
@@ -114,11 +140,14 @@ def _check_prompts(request: PredictRequest, message: decoder_pb2.PredictMasksReq
 
 
 def _check_everything(request: EverythingRequest) -> None:
-    grid, thresholds = request.grid, request.thresholds
-    if grid.ndim != 2 or grid.shape[1] != 2 or not 1 <= len(grid) <= LIMITS.max_prompts:
-        raise Broken(f"a grid of {grid.shape}")
-    if not bool(((grid >= 0) & (grid <= 1)).all()) or parse_key(request.embedding_key) is None:
-        raise Broken(f"a grid outside the image, or a key {request.embedding_key!r}")
+    thresholds = request.thresholds
+    for grid in request.grids:
+        if grid.ndim != 2 or grid.shape[1] != 2 or not 1 <= len(grid) <= SEARCH_LIMITS.max_grid_points:
+            raise Broken(f"a grid of {grid.shape}")
+        if not bool(((grid >= 0) & (grid <= 1)).all()):
+            raise Broken("a grid outside the image")
+    if len(request.grids) > 1 + SEARCH_LIMITS.max_crop_layers or count_points(request.grids) > SEARCH_LIMITS.max_points:
+        raise Broken(f"{len(request.grids)} grids of {count_points(request.grids)} points")
     shares = (thresholds.predicted_iou, thresholds.stability_score, thresholds.box_nms, thresholds.crop_nms)
     if not all(0 <= share <= 1 for share in shares) or not 0 <= thresholds.stability_offset <= 100:
         raise Broken(f"{thresholds}")

@@ -14,9 +14,10 @@ from google.protobuf.message import DecodeError
 from bench.fuzz import images
 from bench.fuzz.messages import make_bytes
 from bench.fuzz.mutate import mutate
-from bench.fuzz.prompts import LIMITS
+from bench.fuzz.prompts import SEARCH_LIMITS
 from splitsam.common.errors import ServiceError
 from splitsam.decoder_service.everything_messages import parse_everything
+from splitsam.decoder_service.everything_request import count_points
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
@@ -136,11 +137,20 @@ def _body(random: Random, method: Method, known: Known) -> bytes:
     if method.service == "encoder" and "image" in method.request.fields_by_name:
         message = message_factory.GetMessageClass(method.request)(image=_image(random, known))
         return message.SerializeToString()
+    if method.request.name == "GenerateMasksRequest" and random.random() < _REAL_KEY:
+        return _search(random, known).SerializeToString()
     data = make_bytes(random, method.request)
     found = _KEY.search(data)
     if found and random.random() < _REAL_KEY and _is_small(method, data):
         return data[: found.start()] + known.key.encode() + data[found.end() :]
     return data
+
+
+def _search(random: Random, known: Known) -> decoder_pb2.GenerateMasksRequest:
+    """Of an image in place of a key, which the decoder has encoded, and its crops."""
+    return decoder_pb2.GenerateMasksRequest(
+        image=_image(random, known), points_per_side=random.choice((1, 2)), crop_layers=random.choice((0, 0, 1))
+    )
 
 
 def _image(random: Random, known: Known) -> bytes:
@@ -167,10 +177,10 @@ def _is_small(method: Method, data: bytes) -> bool:
     if method.request.name != "GenerateMasksRequest":
         return len(data) < _MOST_BYTES
     try:
-        grid = parse_everything(decoder_pb2.GenerateMasksRequest.FromString(data), LIMITS).grid
+        grids = parse_everything(decoder_pb2.GenerateMasksRequest.FromString(data), SEARCH_LIMITS).grids
     except (DecodeError, ServiceError):
         return True
-    return len(grid) <= _MOST_GRID_POINTS
+    return count_points(grids) <= _MOST_GRID_POINTS
 
 
 def _odd_metadata(random: Random, metadata: tuple[tuple[str, str | bytes], ...]) -> tuple[tuple[str, str | bytes], ...]:

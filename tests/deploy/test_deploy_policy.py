@@ -218,9 +218,27 @@ def test_services_are_reached_on_their_ports_and_reach_redis_and_dns(manifests, 
     health = {port["containerPort"] for port in container["ports"] if port["name"] == "health"}
     assert not health & {port for _, port in opened}  # kubelets reach their own pods regardless, and nobody else asks
     endpoints = [item["value"] for item in container["env"] if item["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT"]
-    traces = {("TCP", urlsplit(endpoint).port) for endpoint in endpoints}
-    control_plane = {("TCP", 15012)} if of_kind(manifests, "PeerAuthentication") else set()
-    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | traces | control_plane
+    own = {("TCP", urlsplit(endpoint).port) for endpoint in endpoints}
+    if of_kind(manifests, "PeerAuthentication"):
+        own.add(("TCP", 15012))  # the mesh's control plane
+    if service == "decoder":
+        own.add(("TCP", 50051))
+    assert flows(manifests, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | own
+
+
+def test_decoders_reach_encoders_and_nobody_else_of_the_pods_does(manifests):
+    # Whoever has that label is a caller like any other.
+    pods = {name: labels for name, labels in pod_labels(manifests).items() if "splitsam-client" not in labels}
+    [egress] = named(manifests, "NetworkPolicy", "splitsam-decoder-to-encoder")["spec"]["egress"]
+    [ingress] = named(manifests, "NetworkPolicy", "splitsam-encoder-calls")["spec"]["ingress"]
+    callers = {
+        name
+        for name, labels in pods.items()
+        for peer in ingress["from"]
+        if "podSelector" in peer and selects(peer["podSelector"], labels)
+    }
+    called = {name for name, labels in pods.items() for peer in egress["to"] if selects(peer["podSelector"], labels)}
+    assert (callers, called) == ({"splitsam-decoder"}, {"splitsam-encoder"})
 
 
 @pytest.mark.parametrize("variant", ["cpu-kind", "gpu"])

@@ -153,6 +153,23 @@ def test_secrets_are_read_from_where_they_are_mounted(deployed):
         assert path.name in secrets[volumes[mount["name"]]["secret"]["secretName"]]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decoders_call_encoders_by_a_name_and_with_what_those_ask_for(variant, monkeypatch):
+    manifests = build(variant)
+    for name, value in environment(manifests, container_of(manifests, "decoder")).items():
+        monkeypatch.setenv(name, value)
+    settings = DecoderSettings.load()
+    service, _, port = settings.encoder_address.partition(":")
+    [grpc_port] = [p for p in named(manifests, "Service", service)["spec"]["ports"] if p["name"] == "grpc"]
+    assert int(port) == grpc_port["port"]
+    assert (settings.encoder_ca_file is not None) == (settings.tls_cert_file is not None)
+    asked = settings.tls_client_ca_file is not None
+    pair = (settings.tls_cert_file, settings.tls_key_file) if asked else (None, None)
+    assert (settings.encoder_cert_file, settings.encoder_key_file) == pair
+    own_files = (settings.encoder_ca_file, settings.encoder_cert_file, settings.encoder_key_file)
+    assert {path.parent for path in own_files if path} <= {Path("/etc/splitsam/tls")}
+
+
 def test_tls_is_on_where_its_component_is_and_ports_say_so(deployed, request):
     manifests, service, _, settings = deployed
     variant = request.node.callspec.params["deployed"][0]

@@ -47,6 +47,17 @@ def test_each_colour_has_addresses_of_its_own_for_a_look_before_the_switch(both)
                 assert reached(both, address) == {f"splitsam-{service}-{colour}"}
 
 
+def test_decoders_call_encoders_of_their_own_colour(both):
+    for colour in COLOURS:
+        pods = named(both, "Deployment", f"splitsam-decoder-{colour}")["spec"]["template"]["spec"]
+        [address] = [
+            variable["value"]
+            for variable in pods["containers"][0]["env"]
+            if variable["name"] == "SPLITSAM_DECODER_ENCODER_ADDRESS"
+        ]
+        assert reached(both, address.partition(":")[0]) == {f"splitsam-encoder-{colour}"}
+
+
 def test_nothing_of_one_colour_selects_the_other(both):
     for kind in ("Deployment", "PodDisruptionBudget"):
         for item in of_kind(both, kind):
@@ -62,7 +73,8 @@ def test_both_colours_share_redis_secrets_and_policies(both):
         for colour in COLOURS:
             name = f"splitsam-{service}-{colour}"
             assert flows(both, "ingress", name) == {("TCP", port)}
-            assert flows(both, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)}
+            to_encoder = {("TCP", 50051)} if service == "decoder" else set()
+            assert flows(both, "egress", name) == {("UDP", 53), ("TCP", 53), ("TCP", 6379)} | to_encoder
             volumes = named(both, "Deployment", name)["spec"]["template"]["spec"]["volumes"]
             secrets = {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
             assert secrets == {"splitsam-auth", "splitsam-redis"}

@@ -153,8 +153,8 @@ class Caller:
     def encode(self, image: bytes) -> encoder_pb2.EncodeImageResponse:
         return self.encoder.EncodeImage(encoder_pb2.EncodeImageRequest(image=image), **self.options())
 
-    def look_up(self, image: bytes) -> encoder_pb2.LookUpEmbeddingResponse:
-        request = encoder_pb2.LookUpEmbeddingRequest(image_sha256=hashlib.sha256(image).digest())
+    def look_up(self, image: bytes, crop: encoder_pb2.Crop | None = None) -> encoder_pb2.LookUpEmbeddingResponse:
+        request = encoder_pb2.LookUpEmbeddingRequest(image_sha256=hashlib.sha256(image).digest(), crop=crop)
         return self.encoder.LookUpEmbedding(request, **self.options())
 
     def download(self, key: str) -> list[encoder_pb2.DownloadEmbeddingResponse]:

@@ -35,6 +35,21 @@ def test_look_up_finds_by_digest_only_what_is_encoded(alpha, photo, encoded):
     assert not missing.HasField("embedding")
 
 
+def test_crop_is_an_image_of_its_own(alpha):
+    whole, corners = draw(103), (40, 30, 200, 240)
+    crop = encoder_pb2.Crop(**dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)))
+    image = image_file(whole)
+    request = encoder_pb2.EncodeImageRequest(image=image, crop=crop, background=True)
+    made, again = (alpha.encoder.EncodeImage(request, **alpha.options()) for _ in range(2))
+    assert (made.cache_hit, again.cache_hit) == (False, True)
+    assert (made.embedding.image_size.width, made.embedding.image_size.height) == (160, 210)
+    assert made.embedding == again.embedding == alpha.look_up(image, crop).embedding
+    assert not alpha.look_up(image).found
+    keys = [made.embedding.embedding_key, alpha.encode(image_file(whole.crop(corners))).embedding.embedding_key]
+    of_crop, of_file = (b"".join(message.chunk for message in alpha.download(key)) for key in keys)
+    assert of_crop == of_file
+
+
 def test_download_equals_embedding_of_client(alpha, client, encoded, key):
     messages = alpha.download(key)
     header = messages[0].header

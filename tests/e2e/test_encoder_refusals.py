@@ -53,6 +53,14 @@ def test_bad_image_is_refused_with_field_and_limit(alpha, case):
     assert refused.retry_s is None
 
 
+def test_crop_beyond_the_image_is_refused_with_its_size(alpha, photo):
+    request = pb.EncodeImageRequest(image=photo, crop=pb.Crop(x0=0, y0=0, x1=321, y1=240))
+    refused = refusal(lambda: alpha.encoder.EncodeImage(request, **alpha.options()))
+    assert refused.code is StatusCode.INVALID_ARGUMENT
+    assert refused.fields.keys() == {"crop"}
+    assert "320,240" in refused.fields["crop"]
+
+
 def test_image_far_over_the_limit_is_refused_before_it_is_received(alpha):
     with pytest.raises(RpcError) as caught:
         alpha.encode(bytes(MAX_BYTES + 2**20))

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from e2e_support import ask, decode_rle, metric, point, prompt, refusal, wait_until, write_embedding
+from e2e_support import ask, decode_rle, draw, image_file, metric, point, prompt, refusal, wait_until, write_embedding
 from grpc import RpcError, StatusCode
 
 from splitsam.client import AsyncClient, SplitsamError
@@ -12,6 +12,8 @@ from splitsam.v1 import decoder_pb2 as pb
 
 # Random weights are sure of nothing.
 LENIENT = {"predicted_iou_threshold": 0.0, "stability_score_threshold": 0.0}
+CENTRE = pb.PointGrid(xy=[0.5, 0.5])
+IMAGE = {"embedding_key": None, "image": b"any"}
 BAD = {
     "no source": ({"embedding_key": None}, "embedding_key", "64"),
     "malformed key": ({"embedding_key": "12"}, "embedding_key", "64"),
@@ -28,6 +30,30 @@ BAD = {
     "offset": ({"stability_score_offset": math.inf}, "stability_score_offset", "0 to 100"),
     "box NMS": ({"box_nms_threshold": math.nan}, "box_nms_threshold", "0 to 1"),
     "crop NMS": ({"crop_nms_threshold": 2}, "crop_nms_threshold", "0 to 1"),
+    "crops of a key": ({"crop_layers": 1}, "crop_layers", "image"),
+    "too many layers": (IMAGE | {"crop_layers": 3}, "crop_layers", "0 to 2"),
+    "overlap": ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio", "0 to 1"),
+    "points divided by nothing": ({"crop_points_downscale_factor": 0}, "crop_points_downscale_factor", "1 or more"),
+    "no points in a layer": (
+        IMAGE | {"crop_layers": 2, "crop_points_downscale_factor": 6},
+        "crop_points_downscale_factor",
+        "layer 2",
+    ),
+    "crops' grids alone": ({"crop_point_grids": [CENTRE]}, "crop_point_grids", "point_grid"),
+    "a grid missing": (IMAGE | {"crop_layers": 1, "point_grid": [0.5, 0.5]}, "crop_point_grids", "as many"),
+    "empty grid of crops": (
+        IMAGE | {"crop_layers": 1, "point_grid": [0.5, 0.5], "crop_point_grids": [pb.PointGrid()]},
+        "crop_point_grids[0].xy",
+        "1 to at most 1024",
+    ),
+    "too many points in all": (IMAGE | {"crop_layers": 2}, "points_per_side", "16384"),
+    "no image": ({"embedding_key": None, "image": b""}, "image", "33554432"),
+    "not an image": ({"embedding_key": None, "image": b"no image"}, "image", "JPEG"),
+    "image too small for its crops": (
+        {"embedding_key": None, "image": image_file(draw(1, (3, 2))), "crop_layers": 2, "points_per_side": 4},
+        "crop_layers",
+        "3 x 2",
+    ),
     "format": ({"output": pb.OutputOptions(formats=[0])}, "output.formats[0]", "RLE"),
     "mask threshold": ({"output": pb.OutputOptions(mask_threshold=101)}, "output.mask_threshold", "-100 to 100"),
 }
@@ -61,17 +87,6 @@ def test_bad_request_is_refused_with_field_and_limit(alpha, key, case):
     assert (refused.code, refused.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
     assert refused.fields.keys() == {field}
     assert limit in refused.fields[field]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"), [({"image": b"\xff\xd8\xff"}, "embedding_key"), ({"crop_layers": 1}, "crop_layers")]
-)
-def test_crops_and_images_are_unimplemented_with_a_reason(alpha, key, options, words):
-    request = pb.GenerateMasksRequest(embedding_key=key)
-    request.MergeFrom(pb.GenerateMasksRequest(**options))
-    refused = refusal(lambda: list(alpha.decoder.GenerateMasks(request, **alpha.options())))
-    assert (refused.code, refused.reason) == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    assert words in refused.message
 
 
 def test_unknown_key_and_that_of_another_tenant_are_not_found(alpha, beta, stack, model_id):

@@ -79,7 +79,7 @@ def volume(tmp_path_factory, authority) -> SecretVolume:
 
 
 @pytest.fixture(scope="module")
-def secure(limited_redis, volume, made, weights, device_args, tmp_path_factory):
+def secure(limited_redis, volume, files, made, weights, device_args, tmp_path_factory):
     folder = tmp_path_factory.mktemp("secure")
     (folder / "secret").write_text(made["secret"])
     (folder / "tokens").write_text(made["tokens"])
@@ -87,7 +87,7 @@ def secure(limited_redis, volume, made, weights, device_args, tmp_path_factory):
     arguments += ("--log-level", "debug", "--tls-reload-ms", "50", "--redis-timeout-ms", "10000")
     settings = StackSettings(
         encoder_args=arguments,
-        decoder_args=arguments,
+        decoder_args=(*arguments, "--encoder-ca-file", str(files / "ca.pem")),
         redis_url=limited_redis[1],
         run_folder=folder,
         tls_cert_file=volume / "tls.crt",
@@ -118,6 +118,15 @@ def test_the_client_encodes_and_clicks(secure, token, tls, photo):
         assert list(
             client.generate(image, points_per_side=2, predicted_iou_threshold=0.0, stability_score_threshold=0.0)
         )
+
+
+def test_the_decoder_calls_the_encoder_with_its_own_certificate(secure, token, tls):
+    with Client(secure.encoder, secure.decoder, token=token, tls=tls) as client:
+        image = client.encode(image_file(draw(73)))
+        grids = {"point_grid": [(0.5, 0.5)], "crop_point_grids": [[(0.5, 0.5)]]}
+        everything = {"predicted_iou_threshold": 0.0, "stability_score_threshold": 0.0}
+        assert list(client.generate(image, crop_layers=1, **grids, **everything))
+    assert secure.children["encoder"].log_path.read_text().count("method=LookUpEmbedding") >= 5
 
 
 async def test_the_asyncio_client_encodes_and_clicks(secure, token, tls):

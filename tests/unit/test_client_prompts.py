@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from splitsam.client.prompts import Prompt, output_message
+from splitsam.client.prompts import GridOptions, Prompt, everything_message, output_message
 from splitsam.client.results import Mask
 from splitsam.v1 import decoder_pb2 as pb
 
@@ -120,3 +120,24 @@ def test_output_options_reach_the_wire():
 def test_unknown_option_values_list_the_known(options):
     with pytest.raises(ValueError, match="one of"):
         output_message(options)
+
+
+def test_every_knob_of_everything_mode_reaches_the_wire():
+    grids = {"point_grid": [(0.25, 0.5)], "crop_point_grids": [np.array([(0.5, 0.75), (0.5, 0.25)])]}
+    numbers = {
+        name: 1
+        for name in GridOptions.__annotations__
+        if name not in ("point_grid", "crop_point_grids", "points_per_side")
+    }
+    message = everything_message(b"a file", {**grids, **numbers}, output_message({}))
+    assert (message.image, message.WhichOneof("source")) == (b"a file", "image")
+    assert list(message.point_grid) == [0.25, 0.5]
+    assert [list(grid.xy) for grid in message.crop_point_grids] == [[0.5, 0.75, 0.5, 0.25]]
+    assert all(message.HasField(name) and getattr(message, name) == 1 for name in numbers)
+    assert everything_message("ab", {"points_per_side": 3}, output_message({})).embedding_key == "ab"
+
+
+@pytest.mark.parametrize("grid", [{"points_per_side": "many"}, {"crop_layers": 1.5}, {"point_grid": [("a", "b")]}])
+def test_knob_of_the_wrong_type_is_refused(grid):
+    with pytest.raises(ValueError, match="wrong type"):
+        everything_message("ab", grid, output_message({}))

@@ -6,7 +6,8 @@ import torch
 from torchvision_shim import batched_nms
 
 from splitsam.decoder_service.candidates import Thresholds, remove_small_regions, sift, suppress, tidy
-from splitsam.decoder_service.everything import build_point_grid
+from splitsam.decoder_service.crops import View
+from splitsam.decoder_service.everything_request import build_point_grid
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
 
@@ -54,7 +55,7 @@ def candidate_of(low_res):
     logits = torch.from_numpy(low_res).float() * 20 - 10
     answer = PromptLogits((1,), (0.9,), logits[None])
     job = ImageJob(torch.zeros(1), (256, 256), (1024, 1024), ())
-    [candidate] = sift(answer, job, (1.0, 2.0), Thresholds(0.5, 0.5), 0.0)
+    [candidate] = sift(answer, job, View((0, 0, 256, 256), 0), (1.0, 2.0), Thresholds(0.5, 0.5), 0.0)
     return candidate
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from splitsam.decoder_service.candidates import Thresholds, sift, tidy
+from splitsam.decoder_service.candidates import Thresholds, place, sift, tidy
+from splitsam.decoder_service.crops import View
 from splitsam.decoder_service.cutting import CutMask, _pieces
 from splitsam.decoder_service.masks import encode_rle, write_cut_mask, write_mask, write_masks
 from splitsam.decoder_service.model import PromptLogits
@@ -52,13 +53,19 @@ def test_cut_masks_are_sifted_by_their_measures_and_tidied():
     masks = (cut_of(bitmap, 0.9), cut_of(bitmap, 0.2), cut_of(np.zeros_like(bitmap), 0.9))
     answer = PromptLogits((1, 2, 3), (0.8, 0.9, 0.95), torch.zeros(3, 256, 256), masks)
     job = ImageJob(torch.zeros(1), bitmap.shape, (731, 1024), ())
-    [candidate] = sift(answer, job, (1.0, 2.0), Thresholds(0.5, 0.5), 0.0)
+    view = View((100, 200, 170, 250), 1)
+    [candidate] = sift(answer, job, view, (1.0, 2.0), Thresholds(0.5, 0.5), 0.0)
     assert (candidate.mask_index, candidate.box, candidate.stability_score) == (1, (10, 5, 61, 46), 0.9)
     assert candidate.size_bytes == len(masks[0].rle)
     np.testing.assert_array_equal(candidate.to_bitmap(bitmap.shape), bitmap)
     tidied = tidy(candidate, bitmap.shape, 2)
     assert tidied.box == (10, 5, 40, 25)
     assert tidied.to_bitmap(bitmap.shape).sum() == 600
+    placed = place(candidate)
+    assert (placed.point, placed.box) == ((101.0, 202.0), (110, 205, 161, 246))
+    in_image = np.zeros((300, 400), np.uint8)
+    in_image[200:250, 100:170] = bitmap
+    np.testing.assert_array_equal(placed.to_bitmap(in_image.shape), in_image)
 
 
 def test_masks_are_cut_in_pieces_that_fit_and_a_larger_one_alone():

@@ -25,11 +25,13 @@ from splitsam.common.rle import decode_rle
 from splitsam.decoder_service import everything as everything_module
 from splitsam.decoder_service.candidates import Thresholds
 from splitsam.decoder_service.embeddings import EmbeddingStore
-from splitsam.decoder_service.everything import Everything, EverythingRequest, build_point_grid
+from splitsam.decoder_service.everything import Everything
+from splitsam.decoder_service.everything_request import EverythingRequest, build_point_grid
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import MaskFormat, OutputOptions, Prompt
 from splitsam.decoder_service.refinements import RefinementStore
+from splitsam.decoder_service.sources import KeySource
 
 from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator  # isort: skip
 
@@ -108,7 +110,6 @@ async def serve(redis_server, metrics):
         embeddings = EmbeddingStore(cache, keys, model_id=MODEL_ID, prepare=prepare, guard=guard, **stores)
         everything = Everything(
             batcher,
-            embeddings,
             RefinementStore(cache, keys, **stores),
             guard,
             piece_points=4,
@@ -116,6 +117,7 @@ async def serve(redis_server, metrics):
             max_reply_bytes=2**22,
         )
         started.append((everything, batcher))
+        everything.embeddings = embeddings
         return everything, batcher
 
     yield start
@@ -134,7 +136,8 @@ async def real(serve):
 
 
 async def collect(everything, tenant="acme", deadline_s=None, grid=GRID, **request):
-    masks = everything.generate(tenant, EverythingRequest(KEY.hex(), grid, **request), deadline_s)
+    source = KeySource(everything.embeddings, tenant, KEY.hex())
+    masks = everything.generate(tenant, source, EverythingRequest([grid], **request), deadline_s)
     async with aclosing(masks):
         return [found async for found in masks]
 
@@ -269,7 +272,8 @@ async def test_cancelled_search_frees_its_place_at_once(serve, held, after_batch
 
 
 async def test_closing_the_masks_early_frees_what_is_left(real):
-    masks = real.generate("acme", EverythingRequest(KEY.hex(), build_point_grid(2), thresholds=LENIENT), None)
+    source = KeySource(real.embeddings, "acme", KEY.hex())
+    masks = real.generate("acme", source, EverythingRequest([build_point_grid(2)], thresholds=LENIENT), None)
     assert (await anext(masks)).size == (HEIGHT, WIDTH)
     await masks.aclose()
     with pytest.raises(StopAsyncIteration):

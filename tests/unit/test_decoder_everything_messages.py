@@ -5,11 +5,10 @@ import struct
 import pytest
 
 from splitsam.common.errors import InvalidArgument
-from splitsam.decoder_service.everything_messages import parse_everything
-from splitsam.decoder_service.prompts import PromptLimits
+from splitsam.decoder_service.everything_messages import SearchLimits, parse_everything
 from splitsam.v1 import decoder_pb2 as pb
 
-LIMITS = PromptLimits(max_images=2, max_prompts=4, max_points=3)
+LIMITS = SearchLimits(max_image_bytes=1, max_crop_layers=0, max_grid_points=4, max_points=4)
 KEY = pb.GenerateMasksRequest(embedding_key="0a" * 32)
 POINT_GRID_TAG = bytes([7 << 3 | 2])
 
@@ -31,7 +30,5 @@ def test_a_grid_of_no_fractions_is_refused_without_a_warning(bits: int):
 
 
 def test_a_grid_is_read_as_points():
-    assert parse_everything(with_grid(0x3F000000, 0, 0x3F800000, 0x3E800000), LIMITS).grid.tolist() == [
-        [0.5, 0],
-        [1, 0.25],
-    ]
+    [grid] = parse_everything(with_grid(0x3F000000, 0, 0x3F800000, 0x3E800000), LIMITS).grids
+    assert grid.tolist() == [[0.5, 0], [1, 0.25]]

@@ -32,6 +32,13 @@ def test_keys_differ_by_image_and_by_secret():
     assert len({key_of().key, key_of(digest=bytes(32)).key, key_of(secret=OLD).key}) == 3
 
 
+def test_keys_differ_by_crop():
+    crops = [None, (0, 0, 1, 1), (0, 0, 256, 1), (0, 0, 1, 256), (1, 0, 0, 1)]
+    found = [KeyRing([NEW]).embedding_addresses("acme", DIGEST, VERSION, crop)[0] for crop in crops]
+    assert len({address.key for address in found}) == len(crops)
+    assert found[0] == key_of()
+
+
 def test_keys_and_tags_differ_by_tenant():
     assert key_of("acme").key != key_of("globex").key
     assert key_of("acme").tenant_tag != key_of("globex").tenant_tag

@@ -34,6 +34,16 @@ def test_a_large_value_displaces_several():
     assert kept(filled(30, 10, 10, 10, 25), 4) == [3]
 
 
+def test_put_says_how_many_had_to_leave():
+    lru = filled(30, 10, 10, 10)
+    assert lru.put(3, "small", 5) == 1
+    assert lru.put(3, "small anew", 5) == 0
+    assert lru.put(4, "too large", 31) == 0
+    assert lru.put(5, "large", 30) == 3
+    assert 5 in lru
+    assert 3 not in lru
+
+
 def test_a_value_larger_than_the_budget_is_not_kept_and_displaces_nothing():
     lru = filled(30, 10, 31)
     assert kept(lru, 2) == [0]

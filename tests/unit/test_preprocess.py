@@ -84,6 +84,26 @@ def test_orientation_gives_the_pixels_of_the_upright_picture(image_format: str, 
     assert prepared.orientation == orientation
 
 
+@pytest.mark.parametrize("crop", [(0, 0, 300, 170), (0, 0, 151, 86), (149, 84, 300, 170), (299, 0, 300, 1)])
+def test_crop_gives_the_pixels_of_that_part_of_the_upright_picture(crop: tuple[int, int, int, int]):
+    upright = picture(300, 170)
+    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif_block(6))
+    prepared = prepare_image(data, LIMITS, crop)
+    expected = as_segment_anything(upright.crop(crop))
+    assert np.array_equal(prepared.pixels, expected)
+    assert prepared.image_size == (crop[2] - crop[0], crop[3] - crop[1])
+    assert prepared.input_size == expected.shape[1::-1]
+    assert prepared.orientation == 6
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 0, 0), (10, 0, 10, 20), (0, 20, 10, 10), (0, 0, 301, 170), (0, 0, 170, 300)])
+def test_crop_outside_the_upright_picture_is_refused_with_its_size(crop: tuple[int, int, int, int]):
+    data = encoded(picture(300, 170).transpose(Image.Transpose.ROTATE_90), exif=exif_block(6))
+    with pytest.raises(InvalidArgument, match="300,170") as refused:
+        prepare_image(data, LIMITS, crop)
+    assert refused.value.violations[0].field == "crop"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", "<>")
 def test_jpeg_orientation_agrees_with_pillow(order: str, orientation: int):
