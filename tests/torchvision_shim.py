@@ -8,6 +8,7 @@ torchvision that is installed is left alone. Tests only.
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import numpy as np
@@ -59,4 +60,5 @@ if importlib.util.find_spec("torchvision") is None:
     _torchvision = ModuleType("torchvision")
     vars(_torchvision).update(transforms=_transforms, ops=_ops, __path__=[])
     for _module in (_torchvision, _transforms, _functional, _ops, _boxes):
+        _module.__spec__ = ModuleSpec(_module.__name__, None, is_package=hasattr(_module, "__path__"))
         sys.modules[_module.__name__] = _module

@@ -6,6 +6,7 @@ the decoder service's own non-maximum suppression take their place.
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +49,7 @@ def _install_torchvision() -> None:
     }
     for name, members in contents.items():
         module = ModuleType(name)
-        vars(module).update(members)
+        vars(module).update(members, __spec__=ModuleSpec(name, None, is_package="__path__" in members))
         sys.modules[name] = module
 
 
