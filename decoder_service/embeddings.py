@@ -95,7 +95,8 @@ class EmbeddingStore:
             self._metrics.prefetches.labels("resident").inc()
             return True
         try:
-            await self._flights.run(addresses[0], lambda: self._fetch(addresses))
+            with tracing.step("find embedding", {"splitsam.in_memory": False}):
+                await self._flights.run(addresses[0], lambda: self._fetch(addresses))
         except BaseException:
             self._metrics.prefetches.labels("failed").inc()
             raise

@@ -35,6 +35,7 @@ TREE = {
     (f"{ENCODER}/EncodeImage", "wait for a batch"): ENCODING,
     (f"{ENCODER}/EncodeImage", "encoder model"): ENCODING,
     (f"{ENCODER}/EncodeImage", "redis set"): ENCODING,
+    ("splitsam encode", f"{DECODER}/PrefetchEmbedding"): DECODING,
     ("splitsam segment", "splitsam predict"): CLIENT,
     ("splitsam predict", f"{DECODER}/PredictMasks"): CLIENT,
     (f"{DECODER}/PredictMasks", f"{DECODER}/PredictMasks"): DECODING,
@@ -95,13 +96,12 @@ def segmented(collector, traced, tmp_path_factory):
 
 
 def edges(spans, outside=""):
-    """The names of each span and its parent, and the service it is of; a parent elsewhere has no name."""
-    by_id = {span.span_id: span for span in spans}
-    found = {}
-    for span in spans:
-        parent = (by_id[span.parent_id].name,) if span.parent_id not in ("", outside) else ()
-        found[(*parent, span.name)] = span.service
-    return found
+    """The names of each span and its parent, and the service it is of; a parent elsewhere has no name.
+
+    A span whose parent has not arrived yet is left out.
+    """
+    names = {span.span_id: (span.name,) for span in spans} | {"": (), outside: ()}
+    return {(*names[span.parent_id], span.name): span.service for span in spans if span.parent_id in names}
 
 
 def test_one_trace_leads_from_the_command_through_both_services_to_redis(segmented):
@@ -203,3 +203,28 @@ def test_each_image_and_each_position_of_a_stream_has_its_own_span(collector, tr
     assert found["encode item", "redis get"] == ENCODING
     assert found[STREAM, "pointer position"] == DECODING
     assert found["pointer position", "decoder model"] == DECODING
+
+
+def test_the_encodes_of_a_search_are_in_its_trace(collector, traced):
+    caller = Caller(traced.encoder, traced.decoder, TOKEN)
+    trace_id, span_id = "5c9a4d1e8b7f40a2b6d3c0e1f2a3b4c5", "1122334455667788"
+    options = caller.options()
+    options["metadata"] += (("traceparent", f"00-{trace_id}-{span_id}-01"),)
+    request = decoder_pb2.GenerateMasksRequest(image=image_file(draw(8)), points_per_side=1)
+    list(caller.decoder.GenerateMasks(request, **options))
+    caller.close()
+    expected = {
+        (f"{DECODER}/GenerateMasks",): DECODING,
+        (f"{DECODER}/GenerateMasks", "splitsam encode_crop"): DECODING,
+        ("splitsam encode_crop", f"{ENCODER}/EncodeImage"): DECODING,
+        (f"{ENCODER}/EncodeImage", f"{ENCODER}/EncodeImage"): ENCODING,
+        (f"{ENCODER}/EncodeImage", "encoder model"): ENCODING,
+    }
+
+    def received():
+        spans = [span for span in collector.spans if span.trace_id == trace_id]
+        found = edges(spans, outside=span_id)
+        return found if expected.keys() <= found.keys() else None
+
+    found = wait_until(received, "the spans of both services have arrived", 10)
+    assert {edge: found[edge] for edge in expected} == expected
