@@ -20,6 +20,7 @@ from splitsam.common.quotas import Quotas
 from splitsam.common.uploads import UploadBudget
 
 _REQUEST_ID = re.compile(r"[!-~]+")
+_SENDABLE = re.compile(r"[ -~]*")
 _OUR_METHODS = "/splitsam."
 _HEALTH_METHODS = "/grpc.health."
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
@@ -69,7 +70,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         call = Call(tenant="", request_id=request_id, method=details.method)
         try:
             tenant = self._authenticator.tenant(metadata)
-            call = Call(tenant, request_id, details.method, authorization=str(metadata.get("authorization", "")))
+            call = Call(tenant, request_id, details.method, authorization=_read_credentials(metadata))
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
             if is_ours:
@@ -159,6 +160,12 @@ def _read_request_id(metadata: Mapping[str, str | bytes]) -> str:
     """The caller's, or a new one where gRPC could not send it back or it would break a line of the log."""
     given = str(metadata.get("x-request-id", ""))[:64]
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+
+
+def _read_credentials(metadata: Mapping[str, str | bytes]) -> str:
+    """The caller's, or none where gRPC could not send them on; they are nobody's token then."""
+    given = metadata.get("authorization", "")
+    return given if isinstance(given, str) and _SENDABLE.fullmatch(given) else ""
 
 
 async def _read(context: grpc.aio.ServicerContext) -> bytes | None:

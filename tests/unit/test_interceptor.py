@@ -170,6 +170,18 @@ async def test_a_request_id_that_cannot_be_sent_back_or_breaks_the_log_is_replac
     assert line.request_id.isalnum()
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [(b"Bearer any", "Bearer any"), ("é".encode(), ""), (b"\xff\xfe", ""), (b"a\tb", "")]
+)
+async def test_credentials_are_kept_for_calls_in_the_callers_name_where_they_can_be_sent(
+    probe: Probe, server: Running, given: bytes, kept: str
+):
+    opening = start_call(f"/{SERVICE}/EncodeImage".encode(), [(b"authorization", given)])
+    answer, _ = await exchange(server.address, opening + frame(DATA, END_STREAM, 1, bytes(5)), b"x-request-id")
+    assert b"grpc-status\x010" in answer
+    assert [call.authorization for call in probe.calls] == [kept]
+
+
 async def test_a_call_without_a_request_id_gets_one_and_a_long_one_is_cut(server: Running):
     unnamed = [call(server, "EncodeImage") for _ in range(2)]
     given = {dict(await rpc.trailing_metadata())["x-request-id"] for rpc in unnamed}
