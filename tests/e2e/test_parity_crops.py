@@ -86,6 +86,7 @@ def overlap(one, other):
     return (one & other).sum() / (one | other).sum()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # the reference encodes five times and upsamples 384 masks in fp32
 def test_masks_are_those_of_segment_anything(found, reference):
     assert len(reference) >= 10
