@@ -1,6 +1,9 @@
 """Several replicas of a service: one that is away is passed over, and nobody notices."""
 # ruff: noqa: N802 (the names of RPCs)
 
+from queue import SimpleQueue
+from threading import Event
+
 import grpc
 import pytest
 from relay import Relay
@@ -23,10 +26,11 @@ from test_client_calls import (  # noqa: F401 (fixtures)
     willing,
 )
 
-from splitsam.client import SplitsamError
+from splitsam.client import Client, SplitsamError
 from splitsam.client.errors import SplitsamError as Error
 from splitsam.client.retry import RetryPolicy
 from splitsam.common import errors
+from splitsam.v1 import decoder_pb2
 
 KEYS = [f"{number:064x}" for number in range(12)]
 LOADING = errors.NotReady("loading", retry_delay_s=60)
@@ -118,6 +122,24 @@ def test_a_connection_whose_server_goes_is_left_for_a_new_one(call, serve, metho
         assert call(method, KEYS[0], decoder=relay.address, **prompt)
     assert len(going.calls) == 2
     assert alive.calls
+
+
+def test_a_prefetch_on_a_connection_that_is_left_ends_in_peace(serve):  # noqa: F811
+    is_left, is_alive = Event(), SimpleQueue()
+
+    class Slow(ScriptedDecoder):
+        def PrefetchEmbedding(self, request, context):
+            is_left.wait(10)
+            is_alive.put(context.is_active())
+            return decoder_pb2.PrefetchEmbeddingResponse()
+
+    goes = errors.NotReady("draining", retry_delay_s=SOON_S)
+    decoder = Slow(PredictMasks=[goes, goes, None])
+    with Client(serve(encoder_with()), serve(decoder)) as client:
+        image = client.encode(IMAGE)
+        assert client.predict(image, points=[(1, 1)])
+        is_left.set()
+        assert is_alive.get(timeout=10)
 
 
 def test_a_name_of_several_replicas_is_asked_in_turn_past_one_that_goes(call, serve):  # noqa: F811
