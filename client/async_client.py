@@ -6,9 +6,9 @@ from typing import Any, Self, Unpack
 
 from splitsam.client.aio_transport import AioTransport
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
-from splitsam.client.operations import EVERYTHING_TIMEOUT_S, Image, Operations, Prompts
+from splitsam.client.operations import EVERYTHING_TIMEOUT_S, Operations
 from splitsam.client.pointer import Pointer
-from splitsam.client.prompts import GridOptions, MaskInput, OutputOptions, Prompt
+from splitsam.client.prompts import GridOptions, Image, MaskInput, OutputOptions, Prompt, Prompts
 from splitsam.client.results import (
     BulkResult,
     DeploymentInfo,

@@ -3,14 +3,24 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from splitsam.client import answers
 from splitsam.client.bulk import BulkEncode
 from splitsam.client.connection import Connection, rendezvous
 from splitsam.client.errors import SplitsamError
-from splitsam.client.prompts import GridOptions, OutputOptions, Prompt, everything_message, output_message
+from splitsam.client.prompts import (
+    GridOptions,
+    Image,
+    OutputOptions,
+    Prompts,
+    everything_message,
+    key_of,
+    output_message,
+    predict_request,
+)
+from splitsam.client.replicas import call_any
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
 from splitsam.client.retry import Renewals, RetryPolicy
 from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Tell, Unary, Wait
@@ -18,8 +28,6 @@ from splitsam.v1 import decoder_pb2, encoder_pb2
 
 # A thousand points take a laptop's CPU minutes.
 EVERYTHING_TIMEOUT_S = 600.0
-Image = EncodedImage | str
-Prompts = tuple[Image, Sequence[Prompt]]
 
 
 @dataclass(frozen=True)
@@ -248,36 +256,8 @@ class Operations:
     def _call(
         self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float, no_retry_on: str = ""
     ) -> Operation[tuple[str, Any]]:
-        """Send until it succeeds; who answered, and what.
-
-        A replica that is away is passed over for the next at once. Once none is left, or where all would say the
-        same, the wait is the one that the server asks for.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return (yield from self._call_in_turn(step, addresses, deadline_s))
-            except SplitsamError as error:
-                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock(), replicas=len(addresses))
-                if wait_s is None or error.reason == no_retry_on:
-                    raise
-                yield Wait(wait_s)
-
-    def _call_in_turn(
-        self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float
-    ) -> Operation[tuple[str, Any]]:
-        """The first answer; when all replicas are away, the error of one that says when it will be back."""
-        away: list[SplitsamError] = []
-        for address in addresses:
-            left_s = max(deadline_s - self.clock(), 0.001)
-            try:
-                return address, (yield replace(step, address=address, timeout_s=left_s))
-            except SplitsamError as error:
-                if not error.is_of_one_replica:
-                    raise
-                away.append(error)
-        raise next((error for error in away if error.retry_delay_s is not None), away[0])
+        """Who answered, and what; see `call_any`."""
+        return call_any(step, addresses, deadline_s, retry=self.retry, clock=self.clock, no_retry_on=no_retry_on)
 
     def _deadline_s(self, timeout_s: float | None, default_s: float) -> float:
         return self.clock() + (default_s if timeout_s is None else timeout_s)
@@ -285,22 +265,6 @@ class Operations:
     def decoders_of(self, image: Image) -> tuple[str, ...]:
         """In the order in which they are asked."""
         return rendezvous(self.connection.decoders, key_of(image))
-
-
-def key_of(image: Image) -> str:
-    """The embedding key of a handle, or the key itself."""
-    return image if isinstance(image, str) else image.key
-
-
-def predict_request(images: Sequence[Prompts], output: decoder_pb2.OutputOptions) -> decoder_pb2.PredictMasksRequest:
-    """The prompts on the wire."""
-    return decoder_pb2.PredictMasksRequest(
-        images=[
-            decoder_pb2.ImagePrompts(embedding_key=key_of(image), prompts=[prompt.to_message() for prompt in prompts])
-            for image, prompts in images
-        ],
-        output=output,
-    )
 
 
 def _without_tokens(images: Sequence[Prompts], error: SplitsamError) -> list[Prompts]:

@@ -10,8 +10,7 @@ import grpc.aio
 from splitsam.client.aio_transport import AioTransport, error_of_call
 from splitsam.client.answers import pointer_answer
 from splitsam.client.errors import error_from_rpc
-from splitsam.client.operations import Image, predict_request
-from splitsam.client.prompts import MaskInput, OutputOptions, Prompt, output_message
+from splitsam.client.prompts import Image, MaskInput, OutputOptions, Prompt, output_message, predict_request
 from splitsam.client.results import PointerAnswer
 from splitsam.v1 import decoder_pb2
 

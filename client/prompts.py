@@ -6,11 +6,12 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from splitsam.client.results import LOW_RES_SHAPE, Mask
+from splitsam.client.results import LOW_RES_SHAPE, EncodedImage, Mask
 from splitsam.v1 import decoder_pb2 as pb
 
 Selection = Literal["auto", "single", "best", "all"]
 Format = Literal["rle", "png", "polygons", "bits", "low_res_logits"]
+Image = EncodedImage | str
 MaskInput = Mask | str | bytes | np.ndarray[Any, Any]
 
 _SELECTIONS = {
@@ -127,6 +128,25 @@ class Prompt:
 
     def _if_any(self) -> "Prompt | None":
         return self if len(self.points) or self.box is not None or self.mask_input is not None else None
+
+
+Prompts = tuple[Image, Sequence[Prompt]]
+
+
+def key_of(image: Image) -> str:
+    """The embedding key of a handle, or the key itself."""
+    return image if isinstance(image, str) else image.key
+
+
+def predict_request(images: Sequence[Prompts], output: pb.OutputOptions) -> pb.PredictMasksRequest:
+    """The prompts on the wire."""
+    return pb.PredictMasksRequest(
+        images=[
+            pb.ImagePrompts(embedding_key=key_of(image), prompts=[prompt.to_message() for prompt in prompts])
+            for image, prompts in images
+        ],
+        output=output,
+    )
 
 
 def output_message(options: OutputOptions) -> pb.OutputOptions:
