@@ -146,12 +146,14 @@ class DecoderService:
 
 
 def kernel_notes(settings: DecoderSettings, device: torch.device) -> tuple[str, ...]:
-    """What `kernels` asks for and is not there."""
-    if not settings.kernels or (device.type == "cuda" and settings.precision == "bf16"):
+    """What a GPU could do and does not."""
+    if device.type != "cuda":
         return ()
-    if device.type == "cuda":
+    if not settings.kernels:
+        return ("kernels: switched off",)
+    if settings.precision == "fp32":
         return ("kernels: in fp32 they cut masks alone; decoding with them needs --precision bf16",)
-    return ("kernels: they need a CUDA GPU, and are not used",)
+    return ()
 
 
 def _warm_up_job() -> ImageJob:
