@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import torch
 
-from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX
+from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
@@ -157,7 +157,9 @@ def kernel_notes(settings: DecoderSettings, device: torch.device) -> tuple[str, 
 
 
 def _warm_up_job() -> ImageJob:
-    """One click in the middle of an empty embedding."""
-    point = np.full((1, 2), IMAGE_SIDE_PX / 2, np.float32)
+    """One click in the middle of an empty embedding, and one that refines a mask."""
+    point, label = np.full((1, 2), IMAGE_SIDE_PX / 2, np.float32), np.ones(1, np.int64)
+    mask_input = np.zeros((LOW_RES_SIDE_PX, LOW_RES_SIDE_PX), np.float32)
+    prompts = (Prompt(point, label), Prompt(point, label, mask_input=mask_input))
     side = (IMAGE_SIDE_PX, IMAGE_SIDE_PX)
-    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, (Prompt(point, np.ones(1, np.int64)),), cut=Cut())
+    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, prompts, cut=Cut())

@@ -33,6 +33,9 @@ WORD, COLUMNS, GROUP = 32, 32, 4
 # Of a mask, all int64: addresses of its logits, its tables of rows and columns and its bits, where its columns begin
 # among all, height, width, and words in a column; then two float32, the threshold and the stability offset.
 PLAN_COLUMNS = 9
+# Columns, and words of each, that a program counts at once; a column of 1080 pixels has 34 words.
+BLOCK, WORDS = 8, 64
+_COLUMN_OPTIONS = {"PLAN": PLAN_COLUMNS, "BLOCK": BLOCK, "WORDS": WORDS, "num_warps": 4}
 # Of a mask: area, pixels above the upper and above the lower threshold, what the box follows from, boundaries.
 MEASURES = 8
 # The most logits that a program's extremes are found of; at 1080p there are 20 x 8.
@@ -237,7 +240,7 @@ def _count_kernel(
         tl.atomic_add(measures + tl.program_id(1) * MEASURES + 7, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["base"])
 def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
     """A program per (block of columns, mask)."""
     mine = plan + tl.program_id(1) * PLAN
@@ -312,8 +315,5 @@ def place_boundaries(
 
 
 def _column_launch(sizes: npt.NDArray[np.int64]) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and options of the kernels that go down columns."""
-    height, width = (int(side) for side in sizes.max(0))
-    words = min(64, 1 << (-(-height // WORD) - 1).bit_length())
-    block = 512 // words
-    return (-(-width // block), len(sizes)), {"PLAN": PLAN_COLUMNS, "BLOCK": block, "WORDS": words, "num_warps": 4}
+    """Grid and options of the kernels that go down columns; the same for all heights, or a new one would compile."""
+    return (-(-int(sizes[:, 1].max()) // BLOCK), len(sizes)), _COLUMN_OPTIONS
