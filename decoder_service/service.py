@@ -14,6 +14,7 @@ from splitsam.common.device import choose_device, describe_device
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.common.priority import CLICK_NICENESS
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.everything import Everything
@@ -71,6 +72,7 @@ class DecoderService:
             max_queue_ms=settings.lane_queue_ms,
             metrics=self._metrics,
             weigh=lambda job: len(job.prompts),
+            niceness=0 if self._device.type == "cuda" else CLICK_NICENESS,
         )
         self._batcher.start()
         embeddings = EmbeddingStore(
