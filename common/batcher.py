@@ -26,6 +26,7 @@ from splitsam.common.admission import Admission
 from splitsam.common.errors import NotReady, QueueFull
 from splitsam.common.fair_queue import FairQueue, Lane, Place
 from splitsam.common.metrics import Metrics
+from splitsam.common.priority import lower_priority
 
 __all__ = ["Batcher", "Lane", "Served"]
 
@@ -70,6 +71,7 @@ class Batcher(Generic[Item, Result]):
         max_queue: entries that may wait.
         max_queue_ms: by lane, the longest wait of an entry; without one only its deadline ends it.
         weigh: work units of an item.
+        niceness: of the thread that runs batches, as of `lower_priority`.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Batcher(Generic[Item, Result]):
         metrics: Metrics,
         max_queue_ms: Mapping[Lane, float] | None = None,
         weigh: Callable[[Item], int] = lambda _item: 1,
+        niceness: int = 0,
     ):
         self._run = run
         self._name = name
@@ -96,7 +99,7 @@ class Batcher(Generic[Item, Result]):
         )
         self._arrival = asyncio.Event()
         self._closing = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"splitsam-{name}")
+        self._thread = ThreadPoolExecutor(1, f"splitsam-{name}", initializer=lower_priority, initargs=(niceness,))
         self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:

@@ -105,22 +105,19 @@ class Cutter:
         from splitsam.kernels.cut_masks import cut_masks, place_boundaries  # Triton is on Linux alone
         from splitsam.kernels.encode_runs import encode_runs
 
-        used, place = np.unique(canvas_of, return_inverse=True)
-        tables = [self._find_tables(canvases[i]) for i in used.tolist()]
-        cuts = [canvases[i].cut for i in used.tolist()]
+        tables = [self._find_tables(canvas) for canvas in canvases]
+        limits = np.array([(canvas.cut.threshold, canvas.cut.stability_offset) for canvas in canvases], np.float32)
         words = _words(sizes[:, 0])
         columns, starts = _begins(sizes[:, 1]), _begins(sizes[:, 1] * words)
         bits = torch.empty(int(starts[-1]), dtype=torch.int32, device=self._device)
         plan = np.empty((len(addresses), 9), np.int64)
         plan[:, 0] = addresses
-        plan[:, 1:3] = np.array([[table.data_ptr() for table in pair] for pair in tables])[place]
+        plan[:, 1:3] = np.array([[table.data_ptr() for table in pair] for pair in tables])[canvas_of]
         plan[:, 3] = bits.data_ptr() + 4 * starts[:-1]
         plan[:, 4] = columns[:-1]
         plan[:, 5:7] = sizes
         plan[:, 7] = words
-        plan[:, 8] = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32).view(np.int64)[
-            place, 0
-        ]
+        plan[:, 8] = limits.view(np.int64)[canvas_of, 0]
         on_device = upload(plan, self._device)
         found = cut_masks(on_device, sizes)
         [measures] = Download(found.measures).wait()

@@ -21,8 +21,9 @@ from splitsam.decoder_service.packing import Tile
 from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.transfers import upload
 
-# Points and boxes of one and two clicks: (1 point, padding), (box), (2 points, padding), (1 point, box).
-CAPTURED_TOKENS = (2, 3)
+# One to four points, or a box with up to three. With those of the outputs the first two are filled up to 8 tokens and
+# the others to 16, as all further ones are: so every kernel is compiled when these are captured, and no click waits.
+CAPTURED_TOKENS = (2, 3, 4, 5)
 CAPTURED_MASKS = (1, 3)
 WARM_UP_CALLS = 2
 Shape = tuple[int, int, int]

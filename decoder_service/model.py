@@ -7,15 +7,12 @@ The function is that of `segment_anything`'s `PromptEncoder` and `MaskDecoder` o
 image alone is computed once for each embedding, and projections of pixels are moved to the tokens: see `Pixels`.
 """
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
@@ -121,31 +118,33 @@ class DecoderModel:
     def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
         """As `decode`, at most `max_prompts` in one forward pass."""
         images: dict[int, PreparedEmbedding] = {}
-        tiles, outputs, sources = [], [], []
+        tiles, outputs, sources, scores = [], [], [], []
         with exact_convolutions(self.device, self.dtype):
             for tile in pack(jobs, max_prompts):  # the device computes on one while the next is packed
                 for i in tile.job_of_source:
                     images.setdefault(i, self._prepared(jobs[i]))
                 sources.append(self._prepare_sources(tile, images))
                 outputs.append(self._forward(tile, sources[-1]))
+                scores.append(Download(outputs[-1].scores))
                 tiles.append(tile)
         if not tiles:
             return [[] for _ in jobs]
-        # The host waits for the device where it reads these, and for what was cut, and nowhere else.
-        scores = _Scores(outputs)
+        # The host waits for the device where it reads scores, and for what was cut, and nowhere else.
         logits = [output.logits.unbind() for output in outputs]
         cut = self._cut(jobs, tiles, outputs, scores)
         answers: dict[Owner, PromptLogits] = {}
-        for tile, rows, masks, (indices, ious) in zip(tiles, logits, cut, scores.by_tile, strict=True):
+        for tile, rows, masks, download in zip(tiles, logits, cut, scores, strict=True):
             width = tile.wanted.shape[1]
-            found = zip(tile.owners, tile.counts.tolist(), indices.tolist(), ious.tolist(), rows, masks, strict=True)
+            [of_tile] = download.wait()
+            indices, ious = of_tile[..., 0].astype(np.int64).tolist(), of_tile[..., 1].tolist()
+            found = zip(tile.owners, tile.counts.tolist(), indices, ious, rows, masks, strict=True)
             for owner, count, index, iou, row, own in found:
                 kept = row if count == width else row[:count]
                 answers[owner] = PromptLogits(tuple(index[:count]), tuple(iou[:count]), kept, own)
         return [[answers[i, j] for j in range(len(job.prompts))] for i, job in enumerate(jobs)]
 
     def _cut(
-        self, jobs: Sequence[ImageJob], tiles: Sequence[Tile], outputs: Sequence[Prediction], scores: "_Scores"
+        self, jobs: Sequence[ImageJob], tiles: Sequence[Tile], outputs: Sequence[Prediction], scores: Sequence[Download]
     ) -> list[Sequence[tuple[CutMask | None, ...] | None]]:
         """For each prompt of each tile its masks where its job asks for them, on a GPU."""
         asked = np.array([self._cutter is not None and job.cut is not None for job in jobs])
@@ -154,14 +153,15 @@ class DecoderModel:
         floors = [job.cut.above_iou if job.cut is not None else None for job in jobs]
         floor = np.array([-np.inf if least is None else least for least in floors])
         # Waiting for the scores first would keep the device idle while cutting is prepared.
-        ious = [iou for _, iou in scores.by_tile] if any(least is not None for least in floors) else None
+        knows_scores = any(least is not None for least in floors)
         wanted, addresses, canvas_of = [], [], []
-        for number, (tile, output) in enumerate(zip(tiles, outputs, strict=True)):
+        for tile, output, download in zip(tiles, outputs, scores, strict=True):
             of_job = np.array([i for i, _ in tile.owners], np.int64)
             width = tile.wanted.shape[1]
             needed = asked[of_job][:, None] & (np.arange(width) < tile.counts[:, None])
-            if ious is not None:
-                needed &= ~(ious[number] <= floor[of_job][:, None])
+            if knows_scores:
+                [of_tile] = download.wait()
+                needed &= ~(of_tile[..., 1] <= floor[of_job][:, None])
             wanted.append(needed)
             places = np.flatnonzero(needed)
             addresses.append(output.logits.data_ptr() + LOGITS_BYTES * places)
@@ -198,24 +198,3 @@ class DecoderModel:
 
     def _to_device(self, array: object) -> Tensor:
         return torch.as_tensor(array).to(self.device, non_blocking=True)
-
-
-class _Scores:
-    """Mask indices and predicted IoU of tiles on their way to the host, in one copy."""
-
-    def __init__(self, outputs: Sequence[Prediction]):
-        self._shapes = [output.scores.shape for output in outputs]
-        numbers = [output.scores.flatten() for output in outputs]
-        self._download = Download(torch.cat(numbers) if len(numbers) > 1 else numbers[0])
-
-    @functools.cached_property
-    def by_tile(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Of each tile the indices, [P, K], and the IoU, [P, K]; waits for the device."""
-        [numbers] = self._download.wait()
-        found, start = [], 0
-        for shape in self._shapes:
-            stop = start + math.prod(shape)
-            of_tile = numbers[start:stop].reshape(shape)
-            found.append((of_tile[..., 0].astype(np.int64), of_tile[..., 1]))
-            start = stop
-        return found

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import torch
 
-from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX
+from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
@@ -14,6 +14,7 @@ from splitsam.common.device import choose_device, describe_device
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.common.priority import CLICK_NICENESS
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.encoder_link import EncoderLink
@@ -74,6 +75,7 @@ class DecoderService:
             max_queue_ms=settings.lane_queue_ms,
             metrics=self._metrics,
             weigh=lambda job: len(job.prompts),
+            niceness=0 if self._device.type == "cuda" else CLICK_NICENESS,
         )
         self._batcher.start()
         embeddings = EmbeddingStore(
@@ -149,16 +151,20 @@ class DecoderService:
 
 
 def kernel_notes(settings: DecoderSettings, device: torch.device) -> tuple[str, ...]:
-    """What `kernels` asks for and is not there."""
-    if not settings.kernels or (device.type == "cuda" and settings.precision == "bf16"):
+    """What a GPU could do and does not."""
+    if device.type != "cuda":
         return ()
-    if device.type == "cuda":
+    if not settings.kernels:
+        return ("kernels: switched off",)
+    if settings.precision == "fp32":
         return ("kernels: in fp32 they cut masks alone; decoding with them needs --precision bf16",)
-    return ("kernels: they need a CUDA GPU, and are not used",)
+    return ()
 
 
 def _warm_up_job() -> ImageJob:
-    """One click in the middle of an empty embedding."""
-    point = np.full((1, 2), IMAGE_SIDE_PX / 2, np.float32)
+    """One click in the middle of an empty embedding, and one that refines a mask."""
+    point, label = np.full((1, 2), IMAGE_SIDE_PX / 2, np.float32), np.ones(1, np.int64)
+    mask_input = np.zeros((LOW_RES_SIDE_PX, LOW_RES_SIDE_PX), np.float32)
+    prompts = (Prompt(point, label), Prompt(point, label, mask_input=mask_input))
     side = (IMAGE_SIDE_PX, IMAGE_SIDE_PX)
-    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, (Prompt(point, np.ones(1, np.int64)),), cut=Cut())
+    return ImageJob(torch.zeros(EMBEDDING_SHAPE), side, side, prompts, cut=Cut())

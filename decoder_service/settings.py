@@ -16,13 +16,10 @@ class DecoderSettings(ServiceSettings):
 
     port: Port = Field(50052, description="gRPC port; 0 picks a free one")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Numbers the mask decoder computes in")
-    kernels: bool = Field(
-        False,
-        description="On a GPU, use our Triton kernels and CUDA graphs, which none has run yet",
-    )
+    kernels: bool = Field(True, description="On a GPU, use our Triton kernels, and in bf16 CUDA graphs")
     max_batch_prompts: int = Field(256, ge=1, le=65_536, description="Prompts in one batch on a GPU")
     cpu_batch_prompts: int = Field(4, ge=1, le=1024, description="Prompts in one batch on a CPU, where large ones cost")
-    prompts_per_forward: int = Field(64, ge=1, le=4096, description="Prompts in one model call on a GPU")
+    prompts_per_forward: int = Field(128, ge=1, le=4096, description="Prompts in one model call on a GPU")
     max_wait_ms: float = Field(0.0, ge=0, le=1000, description="How long an idle worker holds a batch back")
     format_threads: int = Field(2, ge=1, le=256, description="Threads that write masks in the formats asked for")
     memory_bytes: int = Field(

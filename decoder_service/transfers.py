@@ -1,6 +1,7 @@
 """Arrays between the host and a device, through pinned memory, with a wait only where the host reads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Download:
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own lacks types
             self._done.record()
 
-    def wait(self) -> list[npt.NDArray[np.generic]]:
+    def wait(self) -> list[npt.NDArray[Any]]:
         """The arrays, once they are there."""
         if self._done is not None:
             self._done.synchronize()

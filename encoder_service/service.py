@@ -14,6 +14,7 @@ from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
+from splitsam.common.priority import ENCODE_NICENESS
 from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.model import EncoderModel
@@ -68,6 +69,7 @@ class EncoderService:
             max_queue=self._settings.max_queue,
             max_queue_ms=self._settings.lane_queue_ms,
             metrics=self._metrics,
+            niceness=0 if on_gpu else ENCODE_NICENESS,
         )
         self._batcher.start()
         version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)

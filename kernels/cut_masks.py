@@ -33,6 +33,9 @@ WORD, COLUMNS, GROUP = 32, 32, 4
 # Of a mask, all int64: addresses of its logits, its tables of rows and columns and its bits, where its columns begin
 # among all, height, width, and words in a column; then two float32, the threshold and the stability offset.
 PLAN_COLUMNS = 9
+# Columns, and words of each, that a program counts at once; a column of 1080 pixels has 34 words.
+BLOCK, WORDS = 8, 64
+_COLUMN_OPTIONS = {"PLAN": PLAN_COLUMNS, "BLOCK": BLOCK, "WORDS": WORDS, "num_warps": 4}
 # Of a mask: area, pixels above the upper and above the lower threshold, what the box follows from, boundaries.
 MEASURES = 8
 # The most logits that a program's extremes are found of; at 1080p there are 20 x 8.
@@ -84,6 +87,15 @@ def axis_taps(kept: int, length: int) -> npt.NDArray[np.float32]:
 
 
 @triton.jit
+def _count_bits(word):
+    """Set bits of uint32 values, as int32."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
 def _cut_kernel(
     plan, measures,
     SIDE: tl.constexpr, WORD: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, PLAN: tl.constexpr,
@@ -121,34 +133,52 @@ def _cut_kernel(
         x = first_x + tl.arange(0, COLUMNS)
         in_width = x < width
         left = tl.load(columns + x * 4, mask=in_width, other=0.0).to(tl.int32)
-        area, inner, outer = (
-            tl.zeros([COLUMNS], tl.int32),
-            tl.zeros([COLUMNS], tl.int32),
-            tl.zeros([COLUMNS], tl.int32),
-        )
-        from_bottom, bottom = tl.zeros([COLUMNS], tl.int32), tl.zeros([COLUMNS], tl.int32)
+        weight0 = tl.load(columns + x * 4 + 1, mask=in_width, other=0.0)
+        weight1 = tl.load(columns + x * 4 + 2, mask=in_width, other=0.0)
+        weight2 = tl.load(columns + x * 4 + 3, mask=in_width, other=0.0)
+        area, inner, outer = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
+        from_bottom, bottom = tl.zeros_like(x), tl.zeros_like(x)
+        # What three rows of logits come to in a column; some rows of pixels in turn are made of the same three.
+        across0, across1, across2 = tl.zeros_like(weight0), tl.zeros_like(weight0), tl.zeros_like(weight0)
+        top = -1
         for word in range(first_word, tl.minimum(first_word + GROUP, words)):
-            y = word * WORD + tl.arange(0, WORD)
-            in_height = y < height
-            value = tl.zeros([WORD, COLUMNS], tl.float32) + lowest
-            if not clear:
-                top = tl.load(rows + y * 4, mask=in_height, other=0.0).to(tl.int32)
-                value = tl.zeros([WORD, COLUMNS], tl.float32)
-                for i in tl.static_range(3):
-                    across = tl.zeros([WORD, COLUMNS], tl.float32)
-                    for j in tl.static_range(3):
-                        weight = tl.load(columns + x * 4 + 1 + j, mask=in_width, other=0.0)
-                        across += weight[None, :] * tl.load(logits + (top + i)[:, None] * SIDE + (left + j)[None, :])
-                    value += tl.load(rows + y * 4 + 1 + i, mask=in_height, other=0.0)[:, None] * across
-            inside = in_height[:, None] & in_width[None, :]
-            above = (inside & (value > threshold)).to(tl.int32)
-            packed = tl.sum(above << tl.arange(0, WORD)[:, None], 0)
-            tl.store(bits + x * words + word, packed, mask=in_width)
-            area += tl.sum(above, 0)
-            inner += tl.sum((inside & (value > threshold + offset)).to(tl.int32), 0)
-            outer += tl.sum((inside & (value > threshold - offset)).to(tl.int32), 0)
-            from_bottom = tl.maximum(from_bottom, tl.max(above * (height - y)[:, None], 0))
-            bottom = tl.maximum(bottom, tl.max(above * (y + 1)[:, None], 0))
+            first_y = word * WORD
+            count = tl.minimum(height - first_y, WORD)
+            packed = tl.zeros_like(x).to(tl.uint32)
+            if clear:
+                inside = tl.where(in_width & (lowest > threshold), count, 0)
+                packed = tl.where(
+                    inside > 0, tl.full([COLUMNS], 0xFFFFFFFF, tl.uint32) >> (WORD - count).to(tl.uint32), 0
+                )
+                inner += inside
+                outer += inside
+            else:
+                for row in range(count):
+                    taps = rows + (first_y + row) * 4
+                    here = tl.load(taps).to(tl.int32)
+                    if here != top:
+                        top = here
+                        line = logits + top * SIDE + left
+                        across0 = weight0 * tl.load(line) + weight1 * tl.load(line + 1) + weight2 * tl.load(line + 2)
+                        line += SIDE
+                        across1 = weight0 * tl.load(line) + weight1 * tl.load(line + 1) + weight2 * tl.load(line + 2)
+                        line += SIDE
+                        across2 = weight0 * tl.load(line) + weight1 * tl.load(line + 1) + weight2 * tl.load(line + 2)
+                    value = tl.load(taps + 1) * across0 + tl.load(taps + 2) * across1 + tl.load(taps + 3) * across2
+                    packed |= (in_width & (value > threshold)).to(tl.uint32) << row
+                    inner += (in_width & (value > threshold + offset)).to(tl.int32)
+                    outer += (in_width & (value > threshold - offset)).to(tl.int32)
+            tl.store(bits + x * words + word, packed.to(tl.int32, bitcast=True), mask=in_width)
+            area += _count_bits(packed)
+            filled = packed | (packed >> 1)
+            filled |= filled >> 2
+            filled |= filled >> 4
+            filled |= filled >> 8
+            filled |= filled >> 16
+            lowest_bit = packed & (0 - packed)
+            bottom = tl.maximum(bottom, tl.where(packed != 0, first_y + _count_bits(filled), 0))
+            above_it = first_y + _count_bits(lowest_bit - 1)
+            from_bottom = tl.maximum(from_bottom, tl.where(packed != 0, height - above_it, 0))
         own = measures + mask * MEASURES
         in_outer = tl.sum(outer, 0)
         if in_outer > 0:
@@ -187,15 +217,6 @@ def _boundaries(bits, x, word, height, width, words):
 
 
 @triton.jit
-def _count_bits(word):
-    """Set bits of uint32 values, as int32."""
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24).to(tl.int32)
-
-
-@triton.jit
 def _count_kernel(
     plan, counts, measures, PLAN: tl.constexpr, MEASURES: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr
 ):
@@ -219,7 +240,7 @@ def _count_kernel(
         tl.atomic_add(measures + tl.program_id(1) * MEASURES + 7, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["base"])
 def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
     """A program per (block of columns, mask)."""
     mine = plan + tl.program_id(1) * PLAN
@@ -238,10 +259,11 @@ def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.co
         found = _count_bits(changed)
         rank = place[:, None] - base + tl.cumsum(found, 1) - found
         pixel = x[:, None] * height + word[None, :] * 32
-        for bit in range(32):
-            here = ((changed >> bit) & 1).to(tl.int32)
-            tl.store(boundaries + rank, pixel + bit, mask=here != 0)
-            rank += here
+        while tl.max(tl.max((changed != 0).to(tl.int32), 1), 0) > 0:  # once for each boundary of the fullest word
+            lowest_bit = changed & (0 - changed)
+            tl.store(boundaries + rank, pixel + _count_bits(lowest_bit - 1), mask=changed != 0)
+            rank += (changed != 0).to(tl.int32)
+            changed &= changed - 1
         place += tl.sum(found, 1)
 
 
@@ -293,8 +315,5 @@ def place_boundaries(
 
 
 def _column_launch(sizes: npt.NDArray[np.int64]) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and options of the kernels that go down columns."""
-    height, width = (int(side) for side in sizes.max(0))
-    words = min(64, 1 << (-(-height // WORD) - 1).bit_length())
-    block = 512 // words
-    return (-(-width // block), len(sizes)), {"PLAN": PLAN_COLUMNS, "BLOCK": block, "WORDS": words, "num_warps": 4}
+    """Grid and options of the kernels that go down columns; the same for all heights, or a new one would compile."""
+    return (-(-int(sizes[:, 1].max()) // BLOCK), len(sizes)), _COLUMN_OPTIONS

@@ -56,7 +56,7 @@ def _differences(own, index, count, pixels):
     return x, tl.where(valid, characters, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["base"])
 def _encode_kernel(
     plan, measures, ends, boundaries, base, spans, text, cursor,
     PLAN: tl.constexpr, MEASURES: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,

@@ -35,7 +35,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=positive, help="in a ragged batch; unset: 32 on a GPU, 2 on a CPU")
     parser.add_argument("--clicks", type=positive, help="on one of these, at most; unset: 40, on a CPU 4")
     parser.add_argument("--side", type=positive, help="points along everything's grid; unset: 32, on a CPU 4")
-    parser.add_argument("--forward", type=positive, help="prompts in one forward pass; unset: 64, on a CPU 4")
+    parser.add_argument("--forward", type=positive, help="prompts in one forward pass; unset: 128, on a CPU 4")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
     parser.add_argument("--seconds", type=float, default=4.0, help="for timing a row, at most (three calls at least)")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         images=parsed.images or (32 if on_gpu else 2),
         clicks=parsed.clicks or (40 if on_gpu else 4),
         side=parsed.side or (32 if on_gpu else 4),
-        forward=parsed.forward or (64 if on_gpu else 4),
+        forward=parsed.forward or (128 if on_gpu else 4),
         device=device,
         seconds=parsed.seconds,
         calls=parsed.calls,

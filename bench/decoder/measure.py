@@ -151,12 +151,14 @@ class Bench:
         if scenario == "click":
             return Call(_take_turns(decoder, scenes), 1, 1, lambda _: 1)
         if scenario == "logits of the best" and isinstance(decoder, Ours):
-            run = functools.partial(decoder.decode, scenes, Selection.BEST)
+            run = functools.partial(decoder.decode, Selection.BEST)
             return Call(run, len(scenes), ragged, lambda _: ragged)
         if scenario in ("logits", "logits of the best"):
-            return Call(lambda: decoder.decode(scenes), len(scenes), ragged, lambda _: 3 * ragged)
+            run = decoder.decode if isinstance(decoder, Ours) else functools.partial(decoder.decode, scenes)
+            return Call(run, len(scenes), ragged, lambda _: 3 * ragged)
         if scenario == "masks":
-            return Call(lambda: decoder.segment(scenes), len(scenes), ragged, len)
+            run = decoder.segment if isinstance(decoder, Ours) else functools.partial(decoder.segment, scenes)
+            return Call(run, len(scenes), ragged, len)
         run = functools.partial(decoder.generate, scenes[0], options.side, PREDICTED_IOU, STABILITY)
         return Call(run, 1, options.side**2, len)
 

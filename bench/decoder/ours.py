@@ -23,23 +23,30 @@ CUT = Cut()
 
 
 class Ours:
-    """Jobs on prepared embeddings, one for each scene."""
+    """Jobs on prepared embeddings, one for each scene; as parsed from requests before anything is timed."""
 
     def __init__(self, sam: Sam, scenes: Sequence[Scene], device: torch.device, precision: str, prompts: int) -> None:
         self.model = DecoderModel(sam, device, "bf16" if precision == "bf16" else "fp32", prompts, kernels=True)
         self.model.capture()
         self._prompts = prompts
         self._prepared = {id(scene): self.model.prepare(scene.embedding) for scene in scenes}
+        self._jobs = {
+            (selection, cut): [self._job(scene, scene.clicks, selection, cut) for scene in scenes]
+            for selection in Selection
+            for cut in (None, CUT)
+        }
 
     def click(self, scene: Scene, point: np.ndarray) -> Rle:
         [rle] = self._segment([self._job(scene, point[None], Selection.BEST)])
         return rle
 
-    def decode(self, scenes: Sequence[Scene], selection: Selection = Selection.ALL) -> list[list[PromptLogits]]:
-        return self.model.decode([self._job(scene, scene.clicks, selection, cut=None) for scene in scenes])
+    def decode(self, selection: Selection = Selection.ALL) -> list[list[PromptLogits]]:
+        """Logits of every click on every scene."""
+        return self.model.decode(self._jobs[selection, None])
 
-    def segment(self, scenes: Sequence[Scene]) -> list[Rle]:
-        return self._segment([self._job(scene, scene.clicks, Selection.BEST) for scene in scenes])
+    def segment(self) -> list[Rle]:
+        """The best mask of every click on every scene."""
+        return self._segment(self._jobs[Selection.BEST, CUT])
 
     def write_all(self, scene: Scene) -> list[tuple[list[Mask], PromptLogits]]:
         """All three masks of each prompt."""

@@ -38,6 +38,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--annotators", type=int, help="a steady crowd of so many")
+    parser.add_argument(
+        "--searches", type=int, default=0, help="repeat the steady crowd beside so many in everything mode"
+    )
     size.add_argument("--overload", type=float, metavar="TIMES", help="a crowd for so many times the measured capacity")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady crowd or the overload")
     parser.add_argument("--calm-seconds", type=float, default=60.0, help="of the phases before and after an overload")
@@ -103,7 +106,7 @@ async def measure(options: argparse.Namespace, environment: Environment, stack: 
         rows = (
             run_overload(run, options.overload, options.seconds, options.calm_seconds)
             if options.overload
-            else run_steady(run, options.annotators, options.seconds)
+            else run_steady(run, options.annotators, options.seconds, options.searches)
         )
         async for row in rows:
             yield row

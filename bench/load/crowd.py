@@ -1,9 +1,10 @@
 """Sends the requests of a schedule and writes down what became of each."""
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +20,9 @@ OK = "OK"
 # As the client library's own.
 DEADLINE_S: dict[Kind, float] = {"encode": 60.0, "click": 10.0}
 _ANNOTATORS_PER_CHANNEL = 16
+_SEARCH_DEADLINE_S = 600.0
+# vit_t is far less sure of its masks than the models that the default thresholds were made for.
+_EVERYTHING = {"predicted_iou_threshold": 0.4, "stability_score_threshold": 0.3}
 _LABELS = (decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_LABEL_BACKGROUND)
 
 
@@ -75,6 +79,34 @@ class Crowd:
             await asyncio.sleep(max(0.0, start_s + event.at_s - time.monotonic()))
             tasks.append(asyncio.create_task(self._send(event, start_s + event.at_s)))
         return list(await asyncio.gather(*tasks))
+
+    @contextlib.asynccontextmanager
+    async def searching(self, at_once: int) -> AsyncIterator[list[float]]:
+        """Meanwhile, everything mode on the first image, so many searches at once, one after the other.
+
+        Yields:
+            How many seconds each search took that has ended.
+        """
+        took_s: list[float] = []
+
+        async def search(number: int) -> None:
+            request = decoder_pb2.GenerateMasksRequest(embedding_key=self._first.embedding_key, **_EVERYTHING)
+            while True:
+                start_s = time.monotonic()
+                try:
+                    async for _ in self._stub(number)[1].GenerateMasks(request, timeout=_SEARCH_DEADLINE_S):
+                        pass
+                    took_s.append(time.monotonic() - start_s)
+                except grpc.aio.AioRpcError as problem:
+                    await asyncio.sleep(error_from_rpc(problem, "").retry_delay_s or 1.0)
+
+        tasks = [asyncio.create_task(search(_ANNOTATORS_PER_CHANNEL * number)) for number in range(at_once)]
+        try:
+            yield took_s
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def measure_capacity(self, habits: Habits, seconds: float, at_once: int = 4) -> float:
         """Answers a second when so many annotators do not pause."""

@@ -1,5 +1,7 @@
 """The runs: a steady crowd, or an overload with what was before and comes after."""
 
+import math
+import statistics
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
@@ -48,10 +50,15 @@ class Run:
         ]
 
 
-async def run_steady(run: Run, annotators: int, seconds: float) -> AsyncIterator[Row]:
-    """A crowd of a given size."""
+async def run_steady(run: Run, annotators: int, seconds: float, searches: int = 0) -> AsyncIterator[Row]:
+    """A crowd of a given size; then again, with so many searches in everything mode going on beside it."""
     for row in await run.play(Phase("steady", "steady", seconds, annotators)):
         yield row
+    if searches:
+        async with run.crowd.searching(searches) as took_s:
+            for row in await run.play(Phase("steady", "everything mode beside it", seconds, annotators)):
+                yield row
+            print(f"{len(took_s)} images searched meanwhile, {statistics.median(took_s or [math.nan]):.3f} s each")
 
 
 async def run_overload(run: Run, factor: float, seconds: float, calm_seconds: float) -> AsyncIterator[Row]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bench.row_file import columns_of
 
 BASELINE = "segment-anything"
-Key = tuple[str, str, str, int, str]
+Key = tuple[str, str, str, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class Row:
     @property
     def key(self) -> Key:
         """What one run measures together and replaces together."""
-        return self.scope, self.model, self.weights, self.batch, self.gpu
+        return self.scope, self.model, self.weights, self.pruning_images, self.batch, self.gpu
+
+    @property
+    def pruning_images(self) -> int:
+        """How many images 2:4 was pruned on; 0 where it was by magnitude."""
+        return self.command.split().count("--image")
 
 
 COLUMNS = columns_of(Row)

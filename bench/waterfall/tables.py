@@ -22,17 +22,18 @@ SLOWER = 0.99  # of the row before; within a percent is neither faster nor slowe
 
 
 def build_tables(rows: Sequence[Row]) -> str:
-    """In Markdown, one table for each GPU, scope, model and kind of weights."""
+    """In Markdown, one table for each group."""
     return "\n".join(_table(group) for group in group_rows(rows)) or "Not measured yet.\n"
 
 
 def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
-    """By GPU, scope, model and weights; in each, batches ascend and rungs keep their order."""
+    """By GPU, scope, model, weights and what is pruned by; in each, batches ascend and rungs keep their order."""
     models = list(ARCHITECTURES)
-    groups: dict[tuple[str, str, int, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, int, str, str, int], list[Row]] = {}
     for row in rows:
         place = models.index(row.model) if row.model in models else len(models)
-        groups.setdefault((row.gpu, row.scope, place, row.model, row.weights), []).append(row)
+        key = (row.gpu, row.scope, place, row.model, row.weights, row.pruning_images)
+        groups.setdefault(key, []).append(row)
     return [sorted(group, key=lambda row: row.batch) for _, group in sorted(groups.items())]
 
 
@@ -41,11 +42,12 @@ def _table(rows: Sequence[Row]) -> str:
     versions = sorted({f"torch {row.torch}" + (f", triton {row.triton}" if row.triton else "") for row in rows})
     on_gpu = any(row.peak_mib is not None for row in rows)
     on_masks = any(row.mask_miou is not None for row in rows)
+    pruned = f"pruned on {first.pruning_images} images, " if first.pruning_images else ""
     columns = ["batch", "rung", "ms p50 / p99", "img/s", "x previous", "x fp32"]
     columns += ["peak MiB"] * on_gpu + ["ready s", "embedding error"] + ["mask mIoU", "index flips"] * on_masks
     lines = [
-        f"**{first.model}, {SCOPES[first.scope]}**, {first.weights} weights{_reservation(first)}, {first.gpu}, "
-        f"{'; '.join(versions)}",
+        f"**{first.model}, {SCOPES[first.scope]}**, {first.weights} weights{_reservation(first)}, "
+        f"{pruned}{first.gpu}, {'; '.join(versions)}",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
@@ -87,7 +89,7 @@ def build_charts(results: Path) -> dict[Path, str]:
         for scope, title in SCOPES.items():
             panels: dict[str, list[Row]] = {}
             for group in group_rows([row for row in rows if row.scope == scope]):
-                if not group[0].weights.endswith("+outliers"):
+                if not group[0].weights.endswith("+outliers") and not group[0].pruning_images:
                     panels[group[0].model] = group
             if panels:
                 chart = draw_chart(panels, f"Images per second, {title}, {rows[0].gpu}")

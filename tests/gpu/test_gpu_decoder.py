@@ -16,9 +16,11 @@ from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import pack
 from splitsam.decoder_service.prompts import Selection
-from splitsam.kernels.paint_logits import paint_logits, paint_logits_reference
-from splitsam.kernels.read_pixels import launch_read_pixels, read_pixels_reference
-from splitsam.kernels.write_pixels import write_pixels, write_pixels_reference
+from splitsam.kernels.cut_masks import _count_kernel, _cut_kernel, _place_kernel
+from splitsam.kernels.encode_runs import _encode_kernel
+from splitsam.kernels.paint_logits import _paint_kernel, paint_logits, paint_logits_reference
+from splitsam.kernels.read_pixels import _join_kernel, _read_kernel, launch_read_pixels, read_pixels_reference
+from splitsam.kernels.write_pixels import _write_kernel, write_pixels, write_pixels_reference
 
 GPU = torch.device("cuda", 0)
 SIZE = (333, 517)
@@ -161,6 +163,23 @@ def test_a_tile_runs_without_waiting_for_the_gpu_or_growing_its_memory(model, re
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_reserved() == before
+
+
+def compiled_kernels() -> int:
+    kernels = (_read_kernel, _join_kernel, _write_kernel, _paint_kernel, _cut_kernel, _count_kernel, _place_kernel)
+    return sum(len(caches[0]) for kernel in (*kernels, _encode_kernel) for caches in kernel.device_caches.values())
+
+
+def test_nothing_compiles_for_a_request_once_shapes_are_captured(captured):
+    [click] = jobs_of(1, Selection.BEST)[:1]
+    captured.decode([dataclasses.replace(click, cut=Cut())])
+    before = compiled_kernels()
+    assert before > 8
+    for count, size in [(1, (40, 60)), (3, (1080, 1920)), (8, (333, 517)), (21, (2100, 700))]:
+        for points in range(9):
+            asked = [prompt(j, size, points=points, box=points == 0, mask=j % 2 == 1) for j in range(count)]
+            captured.decode([dataclasses.replace(image_job(embedding(count).half(), size, asked), cut=Cut())])
+    assert compiled_kernels() == before
 
 
 def smooth_logits(seed: int, count: int) -> torch.Tensor:

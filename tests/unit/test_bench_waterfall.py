@@ -273,11 +273,12 @@ def test_results_replace_only_what_the_run_measures_again(tmp_path):
         a_row(model="vit_h"),
         a_row(scope="end_to_end"),
         a_row(weights="random+outliers"),
+        a_row(command="python -m bench.waterfall --image a.jpg"),
         a_row(gpu="another"),
     ]
     for row in (a_row(), a_row(rung="bf16"), *others):
         earlier.add(row)
-    assert len(read_rows(Row, path)) == 7
+    assert len(read_rows(Row, path)) == 8
     later = ResultsFile(path, Row)
     later.add(a_row(img_s=2.0, mask_miou=0.5, index_flips=0))
     later.add(a_row(rung="sdpa"))
@@ -331,7 +332,8 @@ def test_results_are_named_after_the_gpu(tmp_path):
 
 
 def test_sections_show_the_rows_they_ask_for_and_mark_the_losers():
-    rows = [a_row(rung="int8", x_prev=0.8, peak_mib=10.0), a_row(model="vit_h"), a_row(batch=4)]
+    pruned = a_row(rung="sparse", img_s=3.0, command="python -m bench.waterfall --image a.jpg --image b.jpg")
+    rows = [a_row(rung="int8", x_prev=0.8, peak_mib=10.0), pruned, a_row(model="vit_h"), a_row(batch=4)]
     document = "a\n<!-- waterfall: model=vit_b batch=1 -->\nold\n<!-- end of waterfall -->\nb\n"
 
     def build(filters):
@@ -341,6 +343,7 @@ def test_sections_show_the_rows_they_ask_for_and_mark_the_losers():
     assert "old" not in written
     assert "| 1 | int8 | 1 / 1 | 1 | **0.80** | 1.00 | 10 | 1.0 | 1.0e+00 |" in written
     assert "random weights (errors unverified on Meta's weights), cpu-2-cores, torch 2" in written
+    assert "weights (errors unverified on Meta's weights), pruned on 2 images, cpu-2-cores" in written
     assert "vit_h" not in written
     assert "| 4 |" not in written
     assert write_sections(written, "waterfall", build) == written

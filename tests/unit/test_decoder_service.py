@@ -8,10 +8,14 @@ from splitsam.decoder_service.settings import DecoderSettings
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "said"),
-    [("cpu", "fp32", "need a CUDA GPU"), ("cuda", "fp32", "cut masks alone"), ("cuda", "bf16", None)],
+    ("device", "kernels", "precision", "said"),
+    [
+        ("cpu", True, "fp32", None),
+        ("cuda", True, "fp32", "cut masks alone"),
+        ("cuda", True, "bf16", None),
+        ("cuda", False, "bf16", "off"),
+    ],
 )
-def test_kernels_that_are_not_used_are_named(device, precision, said):
-    notes = kernel_notes(DecoderSettings(kernels=True, precision=precision), torch.device(device))
+def test_kernels_that_are_not_used_are_named(device, kernels, precision, said):
+    notes = kernel_notes(DecoderSettings(kernels=kernels, precision=precision), torch.device(device))
     assert (not notes) if said is None else said in notes[0]
-    assert kernel_notes(DecoderSettings(precision=precision), torch.device(device)) == ()
