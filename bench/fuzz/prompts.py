@@ -84,7 +84,7 @@ def make_encoder_request(random: Random) -> bytes:
     """A request of one of the encoder's methods; the first byte says of which."""
     number = random.randrange(len(_ENCODER_REQUESTS))
     kind = _ENCODER_REQUESTS[number]
-    if hasattr(kind, "image") and random.random() < 0.5:
+    if "image" in kind.DESCRIPTOR.fields_by_name and random.random() < 0.5:
         message = kind(image=images.make(random))
         if isinstance(message, encoder_pb2.EncodeImageRequest) and random.random() < 0.3:
             message.crop.CopyFrom(_make_crop(random))
