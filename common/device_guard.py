@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from splitsam.common.errors import DeviceOutOfMemory, NotReady
+from splitsam.common.errors import DeviceOutOfMemory, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
 
 log = logging.getLogger("splitsam.device")
@@ -84,6 +84,8 @@ class DeviceGuard:
             if items == 1:
                 self._count_out_of_memory()
             raise DeviceOutOfMemory("the device is out of memory", retry_delay_s=1.0) from None
+        except ServiceError:
+            raise  # an answer, which says nothing of the device
         except Exception as error:
             if self._answers():
                 raise

@@ -7,7 +7,7 @@ import torch
 
 from splitsam.common.batcher import Batcher
 from splitsam.common.device_guard import OUT_OF_MEMORY_LIMIT, DeviceGuard
-from splitsam.common.errors import DeviceOutOfMemory, NotReady
+from splitsam.common.errors import DeviceOutOfMemory, InvalidArgument, NotReady
 
 CPU = torch.device("cpu")
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 25.00 MiB.")
@@ -113,6 +113,13 @@ async def test_any_error_that_leaves_the_device_silent_is_sticky(metrics):
 def test_error_of_one_call_is_no_lost_device(guard, error):
     with pytest.raises(type(error)):
         guard.guarded(raising(error))([1])
+    assert not guard.is_lost
+
+
+def test_an_answer_that_is_an_error_does_not_make_the_device_wait(metrics):
+    guard = DeviceGuard(CPU, metrics, raise_lost)
+    with pytest.raises(InvalidArgument):
+        guard.guarded(raising(InvalidArgument("points", "lies outside")))([1])
     assert not guard.is_lost
 
 
