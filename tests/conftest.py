@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torchvision_shim  # noqa: F401 (ahead of the one of bench/, which has our own NMS in the place of torchvision's)
 from certificates import Authority, Pair, SecretVolume, server_files
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
