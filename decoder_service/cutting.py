@@ -102,8 +102,9 @@ class Cutter:
         sizes: npt.NDArray[np.int64],
         canvases: Sequence[Canvas],
     ) -> list[CutMask]:
-        from splitsam.kernels.cut_masks import cut_masks, place_boundaries  # Triton is on Linux alone
+        from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
         from splitsam.kernels.encode_runs import encode_runs
+        from splitsam.kernels.run_boundaries import count_boundaries, place_boundaries
 
         tables = [self._find_tables(canvas) for canvas in canvases]
         limits = np.array([(canvas.cut.threshold, canvas.cut.stability_offset) for canvas in canvases], np.float32)
@@ -119,15 +120,16 @@ class Cutter:
         plan[:, 7] = words
         plan[:, 8] = limits.view(np.int64)[canvas_of, 0]
         on_device = upload(plan, self._device)
-        found = cut_masks(on_device, sizes)
-        [measures] = Download(found.measures).wait()
+        measured = cut_masks(on_device, sizes)
+        ends = count_boundaries(on_device, measured, sizes)
+        [measures] = Download(measured).wait()
         made: list[CutMask] = []
         counts = measures[:, 7].astype(np.int64)
         before = _begins(counts)
         for piece in _pieces(counts, BOUNDARIES_AT_ONCE):
             base, end = int(before[piece.start]), int(before[piece.stop])
-            boundaries = place_boundaries(on_device[piece], found.ends, sizes[piece], base, end - base)
-            runs = encode_runs(on_device[piece], found.measures[piece], found.ends, boundaries, base)
+            boundaries = place_boundaries(on_device[piece], ends, sizes[piece], base, end - base)
+            runs = encode_runs(on_device[piece], measured[piece], ends, boundaries, base)
             room = CHARACTERS_PER_RUN * (end - base + len(runs.spans))
             spans, text = Download(runs.spans, runs.text[:room]).wait()
             used_bytes = int(spans.sum(1).max())

@@ -1,4 +1,4 @@
-"""Logits to masks of the upright image and their run boundaries, for masks of any sizes together.
+"""Logits to the bits of masks of the upright image, for masks of any sizes together.
 
     v[y, x] = sum_i sum_j rows[y].w[i] columns[x].w[j] l[rows[y].start + i, columns[x].start + j]     i, j of 0, 1, 2
     bit[x, y] = v[y, x] > threshold
@@ -7,19 +7,14 @@ Both resizings of segment_anything, to the padded input and from its image to th
 axis, and neighbouring rows of the padded input touch at most three rows of logits: so they are one product with three
 weights an axis, from tables that `axis_taps` makes. Bits are packed column by column, as COCO counts, 32 in a word.
 
-    _cut_kernel    a program per (128 rows x 32 columns, mask): bits; pixels above the threshold, above and below it by
-                   the stability offset; the box
-    _count_kernel  a program per (columns, mask): boundaries in each column, a pixel that differs from the one before it
-    _place_kernel  the same: their positions y + x height, in order, from the running sum of those counts
-
-A mask at 1080p: 2.1 million pixels of 9 products each and 0.26 MB of bits; its boundaries are some 10 kB. A value lies
-between the logits that it is made of, so where those are on one side of all thresholds nothing is multiplied.
+A program per (128 rows x 32 columns, mask) also counts pixels above the threshold, above and below it by the stability
+offset, and finds the box. A mask at 1080p has 2.1 million pixels and 0.26 MB of bits. A value lies between the logits
+that it is made of, so where those are on one side of all thresholds nothing is multiplied.
 """
 
 # ruff: noqa: N803 (constexpr names are Triton's)
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,29 +28,12 @@ WORD, COLUMNS, GROUP = 32, 32, 4
 # Of a mask, all int64: addresses of its logits, its tables of rows and columns and its bits, where its columns begin
 # among all, height, width, and words in a column; then two float32, the threshold and the stability offset.
 PLAN_COLUMNS = 9
-# Columns, and words of each, that a program counts at once; a column of 1080 pixels has 34 words.
-BLOCK, WORDS = 8, 64
-_COLUMN_OPTIONS = {"PLAN": PLAN_COLUMNS, "BLOCK": BLOCK, "WORDS": WORDS, "num_warps": 4}
-# Of a mask: area, pixels above the upper and above the lower threshold, what the box follows from, boundaries.
+# Of a mask: area, pixels above the upper and above the lower threshold, what the box follows from, run boundaries.
 MEASURES = 8
 # The most logits that a program's extremes are found of; at 1080p there are 20 x 8.
 PATCH_ROWS, PATCH_COLUMNS = 32, 16
 # How far rounding may carry a value out of its logits' range, of the largest of them: some ulps.
 SLACK = 1e-5
-
-
-@dataclass(frozen=True, eq=False)
-class CutBits:
-    """What the kernels leave on the device, of M masks with W columns in all.
-
-    Args:
-        measures: [M, 8] int32: area, inner, outer, width - x0, height - y0, x1, y1 of the box, 0 for an empty mask;
-            boundaries.
-        ends: [W] int32, boundaries up to the end of each column, over all masks.
-    """
-
-    measures: torch.Tensor
-    ends: torch.Tensor
 
 
 def axis_taps(kept: int, length: int) -> npt.NDArray[np.float32]:
@@ -87,7 +65,7 @@ def axis_taps(kept: int, length: int) -> npt.NDArray[np.float32]:
 
 
 @triton.jit
-def _count_bits(word):
+def count_bits(word):
     """Set bits of uint32 values, as int32."""
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
@@ -169,15 +147,15 @@ def _cut_kernel(
                     inner += (in_width & (value > threshold + offset)).to(tl.int32)
                     outer += (in_width & (value > threshold - offset)).to(tl.int32)
             tl.store(bits + x * words + word, packed.to(tl.int32, bitcast=True), mask=in_width)
-            area += _count_bits(packed)
+            area += count_bits(packed)
             filled = packed | (packed >> 1)
             filled |= filled >> 2
             filled |= filled >> 4
             filled |= filled >> 8
             filled |= filled >> 16
             lowest_bit = packed & (0 - packed)
-            bottom = tl.maximum(bottom, tl.where(packed != 0, first_y + _count_bits(filled), 0))
-            above_it = first_y + _count_bits(lowest_bit - 1)
+            bottom = tl.maximum(bottom, tl.where(packed != 0, first_y + count_bits(filled), 0))
+            above_it = first_y + count_bits(lowest_bit - 1)
             from_bottom = tl.maximum(from_bottom, tl.where(packed != 0, height - above_it, 0))
         own = measures + mask * MEASURES
         in_outer = tl.sum(outer, 0)
@@ -200,74 +178,7 @@ def _tap(table, place):
     return tl.load(table + place * 4).to(tl.int32)
 
 
-@triton.jit
-def _boundaries(bits, x, word, height, width, words):
-    """[columns, words] uint32: a bit for each pixel that differs from the one before it, down the columns."""
-    valid = (x < width)[:, None] & (word < words)[None, :]
-    here = tl.load(bits + x[:, None] * words + word[None, :], mask=valid, other=0).to(tl.uint32, bitcast=True)
-    # The word before, in the column before at its top; there is none before the first pixel.
-    place = x[:, None] * words + word[None, :] - 1
-    before = tl.load(bits + place, mask=valid & (place >= 0), other=0).to(tl.uint32, bitcast=True)
-    last_row = tl.where(word == 0, (height - 1) % 32, 31).to(tl.uint32)
-    changed = here ^ ((here << 1) | ((before >> last_row[None, :]) & 1))
-    left = tl.minimum(tl.maximum(height - word * 32, 0), 32)
-    every_row = tl.zeros_like(left).to(tl.uint32) - 1
-    real = tl.where(left > 0, every_row >> (32 - tl.maximum(left, 1)).to(tl.uint32), 0)
-    return tl.where(valid, changed & real[None, :], 0)
-
-
-@triton.jit
-def _count_kernel(
-    plan, counts, measures, PLAN: tl.constexpr, MEASURES: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr
-):
-    """A program per (block of columns, mask)."""
-    mine = plan + tl.program_id(1) * PLAN
-    bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
-    first = tl.load(mine + 4)
-    height, width, words = (
-        tl.load(mine + 5).to(tl.int32),
-        tl.load(mine + 6).to(tl.int32),
-        tl.load(mine + 7).to(tl.int32),
-    )
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, words, WORDS):
-        changed = _boundaries(bits, x, start + tl.arange(0, WORDS), height, width, words)
-        total += tl.sum(_count_bits(changed), 1)
-    tl.store(counts + first + x, total, mask=x < width)
-    found = tl.sum(total, 0)
-    if found > 0:
-        tl.atomic_add(measures + tl.program_id(1) * MEASURES + 7, found)
-
-
-@triton.jit(do_not_specialize=["base"])
-def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
-    """A program per (block of columns, mask)."""
-    mine = plan + tl.program_id(1) * PLAN
-    bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
-    first = tl.load(mine + 4)
-    height, width, words = (
-        tl.load(mine + 5).to(tl.int32),
-        tl.load(mine + 6).to(tl.int32),
-        tl.load(mine + 7).to(tl.int32),
-    )
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = tl.load(ends + first + x - 1, mask=(x < width) & (first + x > 0), other=0)  # [BLOCK], where a column begins
-    for start in range(0, words, WORDS):
-        word = start + tl.arange(0, WORDS)
-        changed = _boundaries(bits, x, word, height, width, words)
-        found = _count_bits(changed)
-        rank = place[:, None] - base + tl.cumsum(found, 1) - found
-        pixel = x[:, None] * height + word[None, :] * 32
-        while tl.max(tl.max((changed != 0).to(tl.int32), 1), 0) > 0:  # once for each boundary of the fullest word
-            lowest_bit = changed & (0 - changed)
-            tl.store(boundaries + rank, pixel + _count_bits(lowest_bit - 1), mask=changed != 0)
-            rank += (changed != 0).to(tl.int32)
-            changed &= changed - 1
-        place += tl.sum(found, 1)
-
-
-def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> CutBits:
+def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> torch.Tensor:
     """Cut masks whose logits, tables and room for bits lie at addresses.
 
     Args:
@@ -275,6 +186,10 @@ def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> CutBits:
             `axis_taps`, bits [width, words] int32, all contiguous; then the columns of the masks before it, height,
             width, and words, height / 32 rounded up; then threshold and stability offset, not negative, as float32.
         sizes: [M, 2], height and width of each mask.
+
+    Returns:
+        [M, 8] int32: area, inner, outer, width - x0, height - y0, x1, y1 of the box, 0 for an empty mask; 0 for the
+        boundaries that `count_boundaries` adds.
 
     Raises:
         ValueError: for a shape or dtype other than these.
@@ -291,29 +206,4 @@ def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> CutBits:
         SIDE=SIDE, WORD=WORD, COLUMNS=COLUMNS, GROUP=GROUP, PLAN=PLAN_COLUMNS, MEASURES=MEASURES,
         PATCH_ROWS=PATCH_ROWS, PATCH_COLUMNS=PATCH_COLUMNS, SLACK=SLACK, num_warps=1,
     )  # fmt: skip
-    grid, options = _column_launch(sizes)
-    counts = plan.new_empty(int(sizes[:, 1].sum()), dtype=torch.int32)
-    _count_kernel[grid](plan, counts, measures, MEASURES=MEASURES, **options)
-    return CutBits(measures, counts.cumsum(0, dtype=torch.int32))
-
-
-def place_boundaries(
-    plan: torch.Tensor, ends: torch.Tensor, sizes: npt.NDArray[np.int64], base: int, count: int
-) -> torch.Tensor:
-    """The positions of some masks' boundaries, y + x height, mask after mask: [count] int32.
-
-    Args:
-        plan, sizes: the rows of these masks, which follow one another, of what `cut_masks` takes.
-        ends: of `cut_masks`, of all masks.
-        base, count: boundaries of the masks before them, and their own.
-    """
-    boundaries = plan.new_empty(count, dtype=torch.int32)
-    if count:
-        grid, options = _column_launch(sizes)
-        _place_kernel[grid](plan, ends, boundaries, base, **options)
-    return boundaries
-
-
-def _column_launch(sizes: npt.NDArray[np.int64]) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and options of the kernels that go down columns; the same for all heights, or a new one would compile."""
-    return (-(-int(sizes[:, 1].max()) // BLOCK), len(sizes)), _COLUMN_OPTIONS
+    return measures

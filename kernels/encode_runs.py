@@ -91,7 +91,7 @@ def encode_runs(
 
     Args:
         plan, measures: the rows of these masks of what `cut_masks` takes and gives.
-        ends: [W] int32, of `cut_masks`, of all masks.
+        ends: [W] int32, of `count_boundaries`, of all masks.
         boundaries: int32, of `place_boundaries`, of these masks.
         base: boundaries of the masks before them.
     """

@@ -16,10 +16,11 @@ from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import pack
 from splitsam.decoder_service.prompts import Selection
-from splitsam.kernels.cut_masks import _count_kernel, _cut_kernel, _place_kernel
+from splitsam.kernels.cut_masks import _cut_kernel
 from splitsam.kernels.encode_runs import _encode_kernel
 from splitsam.kernels.paint_logits import _paint_kernel, paint_logits, paint_logits_reference
 from splitsam.kernels.read_pixels import _join_kernel, _read_kernel, launch_read_pixels, read_pixels_reference
+from splitsam.kernels.run_boundaries import _count_kernel, _place_kernel
 from splitsam.kernels.write_pixels import _write_kernel, write_pixels, write_pixels_reference
 
 GPU = torch.device("cuda", 0)

@@ -9,20 +9,12 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 import torch
 from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_too_soon, registers
 
-from splitsam.kernels.cut_masks import (
-    COLUMNS,
-    GROUP,
-    PATCH_COLUMNS,
-    PATCH_ROWS,
-    SLACK,
-    _count_kernel,
-    _cut_kernel,
-    _place_kernel,
-)
+from splitsam.kernels.cut_masks import COLUMNS, GROUP, PATCH_COLUMNS, PATCH_ROWS, SLACK, _cut_kernel
 from splitsam.kernels.encode_runs import BLOCK, MOST_CHARACTERS, _encode_kernel
 from splitsam.kernels.paint_logits import _paint_kernel
 from splitsam.kernels.pixel_sources import PIXEL_TILES
 from splitsam.kernels.read_pixels import _join_kernel, _read_kernel
+from splitsam.kernels.run_boundaries import _count_kernel, _place_kernel
 from splitsam.kernels.write_pixels import _write_kernel
 
 SHARED = {"ADDRESSED": True, "LOCATED": False, "D": 128, "WIDTH": 640}
