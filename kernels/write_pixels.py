@@ -79,6 +79,12 @@ def _write_kernel(
     tl.store(outs, y.to(out.dtype.element_ty))
 
 
+def choose_warps(device: torch.device) -> int:
+    """Matrix units from Hopper on read an operand from shared memory; before, four warps' registers cannot hold both."""
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
+    return 8 if old else 4
+
+
 @torch.library.custom_op("splitsam::write_pixels", mutates_args=())
 def write_pixels(
     rows: torch.Tensor,
@@ -134,7 +140,7 @@ def write_pixels(
     _write_kernel[(pixels // block, prompts)](
         rows, constants, written, sources, positions, norm_weight, norm_bias, out, eps, pixels * width,
         QUERY=query_column, WIDTH=width, N=pixels, R=count, D=channels, C=CHANNELS, HEAD_COUNT=HEADS,
-        ADDRESSED=addressed, LOCATED=positions is not None, BLOCK_N=block, num_warps=4, num_stages=1,
+        ADDRESSED=addressed, LOCATED=positions is not None, BLOCK_N=block, num_warps=choose_warps(rows.device), num_stages=1,
     )  # fmt: skip
     return out
 

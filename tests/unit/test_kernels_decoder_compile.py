@@ -48,7 +48,7 @@ def compile_write(dtype: str, own: bool, rows: int, shares: int, arch: int):
     constants = {"QUERY": 0 if own else 512, "N": 4096, "R": rows, "C": 256, "HEAD_COUNT": 8}
     constants |= OWN if own else SHARED | {"positions": None}
     constants["BLOCK_N"] = PIXEL_TILES[getattr(torch, dtype)]
-    return compiled(_write_kernel, types, constants, arch, {"num_warps": 4, "num_stages": 1})
+    return compiled(_write_kernel, types, constants, arch, {"num_warps": 4 if arch == 90 else 8, "num_stages": 1})
 
 
 def compile_paint(dtype: str, masks: int, arch: int):
