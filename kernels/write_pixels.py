@@ -80,7 +80,7 @@ def _write_kernel(
 
 
 def choose_warps(device: torch.device) -> int:
-    """Matrix units from Hopper on read an operand from shared memory; before, four warps' registers cannot hold both."""
+    """From Hopper on matrix units read an operand from shared memory; before, registers of four warps are too few."""
     old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
     return 8 if old else 4
 
@@ -136,11 +136,11 @@ def write_pixels(
         )
     prompts, count, channels = rows.shape
     out = rows.new_empty(prompts, pixels, CHANNELS)
-    block = PIXEL_TILES[rows.dtype]
+    block, warps = PIXEL_TILES[rows.dtype], choose_warps(rows.device)
     _write_kernel[(pixels // block, prompts)](
         rows, constants, written, sources, positions, norm_weight, norm_bias, out, eps, pixels * width,
         QUERY=query_column, WIDTH=width, N=pixels, R=count, D=channels, C=CHANNELS, HEAD_COUNT=HEADS,
-        ADDRESSED=addressed, LOCATED=positions is not None, BLOCK_N=block, num_warps=choose_warps(rows.device), num_stages=1,
+        ADDRESSED=addressed, LOCATED=positions is not None, BLOCK_N=block, num_warps=warps, num_stages=1,
     )  # fmt: skip
     return out
 

@@ -125,7 +125,9 @@ async def test_deadline_that_has_passed_is_the_callers(stack):
     unknown = image_file(draw(910))  # what is stored may be found in the millisecond that such a call is given
     with pytest.raises(EncoderFailed) as caught:
         await encode(link_to(stack.encoder), image=unknown, deadline_s=time.monotonic())
-    assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
+    # It ran out underway, or the service saw in time that it would.
+    assert caught.value.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED)
+    assert caught.value.reason in ("DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT")
     assert_no_leak(caught.value.message)
 
 
