@@ -21,9 +21,9 @@ from splitsam.decoder_service.packing import Tile
 from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.transfers import upload
 
-# One to four points, or a box with up to three. With those of the outputs the first two are filled up to 8 tokens and
-# the others to 16, as all further ones are: so every kernel is compiled when these are captured, and no click waits.
-CAPTURED_TOKENS = (2, 3, 4, 5)
+# One to six points, or a box with up to five. With those of the outputs the first two are filled up to 8 tokens and the
+# others to 16, as all further ones are: so every kernel is compiled when these are captured, and no click waits.
+CAPTURED_TOKENS = (2, 3, 4, 5, 6, 7)
 CAPTURED_MASKS = (1, 3)
 WARM_UP_CALLS = 2
 Shape = tuple[int, int, int]
