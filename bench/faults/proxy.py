@@ -131,7 +131,8 @@ class Proxy:
             reply = await upstream.read(_CHUNK_BYTES)
             while reply:
                 try:
-                    more = await asyncio.wait_for(upstream.read(_CHUNK_BYTES), _IDLE_S)
+                    async with asyncio.timeout(_IDLE_S):
+                        more = await upstream.read(_CHUNK_BYTES)
                 except TimeoutError:
                     break
                 if not more:
@@ -144,9 +145,11 @@ class Proxy:
 
     async def _stop(self) -> None:
         self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Once is not enough: `wait_for` of Python 3.11 loses a cancellation that comes together with its result.
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=0.1)
 
 
 class _Closed(Exception):
