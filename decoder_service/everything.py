@@ -172,10 +172,7 @@ class Everything:
                 answers = await upcoming
                 if number < len(pieces):
                     upcoming = asyncio.create_task(self._decode(search, job, pieces[number]))
-                for point, answer in zip(piece, answers, strict=True):
-                    found += await self._on_thread(
-                        sift, answer, job, view, point, request.thresholds, request.output.mask_threshold
-                    )
+                found += await self._on_thread(_sift_piece, answers, job, view, piece, request)
                 _check_memory(found)
         finally:
             upcoming.cancel()
@@ -241,6 +238,21 @@ class Everything:
                 return function(*arguments)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _sift_piece(
+    answers: Sequence[PromptLogits],
+    job: ImageJob,
+    view: View,
+    piece: Sequence[tuple[float, float]],
+    request: EverythingRequest,
+) -> list[Candidate]:
+    """Of a piece at once: a thread for each of its points would cost more than sifting what a GPU has cut."""
+    return [
+        candidate
+        for point, answer in zip(piece, answers, strict=True)
+        for candidate in sift(answer, job, view, point, request.thresholds, request.output.mask_threshold)
+    ]
 
 
 def _check_memory(found: Sequence[Candidate]) -> None:

@@ -121,8 +121,7 @@ class DecoderModel:
         tiles, outputs, sources, scores = [], [], [], []
         with exact_convolutions(self.device, self.dtype):
             for tile in pack(jobs, max_prompts):  # the device computes on one while the next is packed
-                for i in tile.job_of_source:
-                    images.setdefault(i, self._prepared(jobs[i]))
+                images |= {i: self._prepared(jobs[i]) for i in tile.job_of_source if i not in images}
                 sources.append(self._prepare_sources(tile, images))
                 outputs.append(self._forward(tile, sources[-1]))
                 scores.append(Download(outputs[-1].scores))
@@ -147,19 +146,19 @@ class DecoderModel:
         self, jobs: Sequence[ImageJob], tiles: Sequence[Tile], outputs: Sequence[Prediction], scores: Sequence[Download]
     ) -> list[Sequence[tuple[CutMask | None, ...] | None]]:
         """For each prompt of each tile its masks where its job asks for them, on a GPU."""
-        asked = np.array([self._cutter is not None and job.cut is not None for job in jobs])
-        if self._cutter is None or not asked.any():
+        if self._cutter is None or all(job.cut is None for job in jobs):
             return [[None] * len(tile.owners) for tile in tiles]
+        asked = np.array([job.cut is not None for job in jobs])
         floors = [job.cut.above_iou if job.cut is not None else None for job in jobs]
         floor = np.array([-np.inf if least is None else least for least in floors])
-        # Waiting for the scores first would keep the device idle while cutting is prepared.
-        knows_scores = any(least is not None for least in floors)
+        # Without any the scores are not waited for: the device would be idle while cutting is prepared.
+        has_floors = any(least is not None for least in floors)
         wanted, addresses, canvas_of = [], [], []
         for tile, output, download in zip(tiles, outputs, scores, strict=True):
             of_job = np.array([i for i, _ in tile.owners], np.int64)
             width = tile.wanted.shape[1]
             needed = asked[of_job][:, None] & (np.arange(width) < tile.counts[:, None])
-            if knows_scores:
+            if has_floors:
                 [of_tile] = download.wait()
                 needed &= ~(of_tile[..., 1] <= floor[of_job][:, None])
             wanted.append(needed)

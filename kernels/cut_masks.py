@@ -74,6 +74,15 @@ def count_bits(word):
 
 
 @triton.jit
+def bits_of(plan, mask, PLAN: tl.constexpr):
+    """Where the bits of a mask are, where its columns begin among all, height, width, and words in a column."""
+    mine = plan + mask * PLAN
+    bits, first = tl.load(mine + 3).to(tl.pointer_type(tl.int32)), tl.load(mine + 4)
+    height, width, words = tl.load(mine + 5), tl.load(mine + 6), tl.load(mine + 7)
+    return bits, first, height.to(tl.int32), width.to(tl.int32), words.to(tl.int32)
+
+
+@triton.jit
 def _cut_kernel(
     plan, measures,
     SIDE: tl.constexpr, WORD: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, PLAN: tl.constexpr,
@@ -85,12 +94,7 @@ def _cut_kernel(
     logits = tl.load(mine).to(tl.pointer_type(tl.float32))
     rows = tl.load(mine + 1).to(tl.pointer_type(tl.float32))
     columns = tl.load(mine + 2).to(tl.pointer_type(tl.float32))
-    bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
-    height, width, words = (
-        tl.load(mine + 5).to(tl.int32),
-        tl.load(mine + 6).to(tl.int32),
-        tl.load(mine + 7).to(tl.int32),
-    )
+    bits, _, height, width, words = bits_of(plan, mask, PLAN)
     limits = (mine + 8).to(tl.pointer_type(tl.float32))
     threshold, offset = tl.load(limits), tl.load(limits + 1)
     groups = (words + GROUP - 1) // GROUP

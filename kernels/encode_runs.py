@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .cut_masks import MEASURES, PLAN_COLUMNS
+from .cut_masks import MEASURES, PLAN_COLUMNS, bits_of
 
 MOST_CHARACTERS = 7  # of 32 bits, 5 at a time
 BLOCK = 1024
@@ -63,8 +63,8 @@ def _encode_kernel(
 ):  # fmt: skip
     """A program per mask."""
     mask = tl.program_id(0)
-    first = tl.load(plan + mask * PLAN + 4)
-    pixels = (tl.load(plan + mask * PLAN + 5) * tl.load(plan + mask * PLAN + 6)).to(tl.int32)
+    _bits, first, height, width, _words = bits_of(plan, mask, PLAN)
+    pixels = height * width
     own = boundaries + (tl.load(ends + first - 1, mask=first > 0, other=0) - base)
     count = tl.load(measures + mask * MEASURES + 7)
     total = 0

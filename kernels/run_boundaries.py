@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .cut_masks import MEASURES, PLAN_COLUMNS, count_bits
+from .cut_masks import MEASURES, PLAN_COLUMNS, bits_of, count_bits
 
 # Columns, and words of each, that a program looks at together; a column of 1080 pixels has 34 words. The same for all
 # heights, or the first mask of a new height would wait for a compilation.
@@ -43,14 +43,7 @@ def _count_kernel(
     plan, counts, measures, PLAN: tl.constexpr, MEASURES: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr
 ):
     """A program per (block of columns, mask)."""
-    mine = plan + tl.program_id(1) * PLAN
-    bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
-    first = tl.load(mine + 4)
-    height, width, words = (
-        tl.load(mine + 5).to(tl.int32),
-        tl.load(mine + 6).to(tl.int32),
-        tl.load(mine + 7).to(tl.int32),
-    )
+    bits, first, height, width, words = bits_of(plan, tl.program_id(1), PLAN)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.int32)
     for start in range(0, words, WORDS):
@@ -65,14 +58,7 @@ def _count_kernel(
 @triton.jit(do_not_specialize=["base"])
 def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
     """A program per (block of columns, mask)."""
-    mine = plan + tl.program_id(1) * PLAN
-    bits = tl.load(mine + 3).to(tl.pointer_type(tl.int32))
-    first = tl.load(mine + 4)
-    height, width, words = (
-        tl.load(mine + 5).to(tl.int32),
-        tl.load(mine + 6).to(tl.int32),
-        tl.load(mine + 7).to(tl.int32),
-    )
+    bits, first, height, width, words = bits_of(plan, tl.program_id(1), PLAN)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place = tl.load(ends + first + x - 1, mask=(x < width) & (first + x > 0), other=0)  # [BLOCK], where a column begins
     for start in range(0, words, WORDS):
