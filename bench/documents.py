@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.commit import ROOT
 from bench.row_file import RESULTS, Row, read_rows, select_rows
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench/README.md")
 
 

@@ -171,19 +171,17 @@ class _Stream:
         self._call: Any = None
 
     def open(self, address: str, timeout_s: float) -> None:
-        self.abandon()
-        self._address = address
-        self._channel = self._transport.channel(address)
-        self._call = STUBS["encoder"](self._channel).EncodeImages(
-            timeout=timeout_s, metadata=self._transport.where.metadata
-        )
+        stub = STUBS["encoder"](self._begin(address))
+        self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
 
     def follow(self, step: Follow) -> None:
-        self.abandon()
-        self._address = step.address
-        self._channel = self._transport.channel(step.address)
-        method = getattr(STUBS[step.service](self._channel), step.method)
+        method = getattr(STUBS[step.service](self._begin(step.address)), step.method)
         self._call = method(step.request, timeout=step.timeout_s, metadata=self._transport.where.metadata)
+
+    def _begin(self, address: str) -> Any:
+        self.abandon()
+        self._address, self._channel = address, self._transport.channel(address)
+        return self._channel
 
     async def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
         try:

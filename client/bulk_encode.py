@@ -1,7 +1,6 @@
 """`splitsam encode`: many images over one stream, with progress, a report of what failed, and an honest exit status."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +62,6 @@ def encode_all(client: Client, images: Sequence[ListedImage], in_flight: int) ->
     """Encode all images, past those that fail; those that are in the cache are not sent."""
     paths = [image.path for image in images]
     report = BulkReport(len(images), unanswered=len(images))
-    started_s = time.monotonic()
     with Progress(len(images)) as progress:
         try:
             for result in client.encode_many(paths, in_flight=in_flight, stream_timeout_s=_STREAM_TIMEOUT_S):
@@ -77,7 +75,7 @@ def encode_all(client: Client, images: Sequence[ListedImage], in_flight: int) ->
                 progress.update(None if failure is None else f"{failure.image}: {failure.message}")
         except SplitsamError as error:
             progress.say(f"failed: {report.unanswered} images, because the stream broke: {error}")
-    report.elapsed_s = time.monotonic() - started_s
+    report.elapsed_s = progress.elapsed_s
     return report
 
 

@@ -167,10 +167,10 @@ class Operations:
         background: bool = False,
     ) -> Operation[EncodedImage]:
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
-        addresses = rendezvous(self.connection.encoders, sha256.hex())
         stored = yield from self._look_up(sha256, deadline_s, crop)
         if stored is not None:
             return answers.encoded_image(stored, source, sha256, cache_hit=True, stored=True)
+        addresses = rendezvous(self.connection.encoders, sha256.hex())
         request = encoder_pb2.EncodeImageRequest(image=content, crop=crop, background=background)
         upload = Unary("encoder", addresses[0], "EncodeImage", request, 0.0)
         made: encoder_pb2.EncodeImageResponse

@@ -205,11 +205,8 @@ class Stack:
         if self.settings.tls_cert_file is not None:
             words.append("--encoder-tls")
         if self.settings.tls_client_ca_file is not None:
-            pair = {
-                "--encoder-cert-file": self.settings.tls_cert_file,
-                "--encoder-key-file": self.settings.tls_key_file,
-            }
-            words += [str(word) for item in pair.items() for word in item]
+            words += ["--encoder-cert-file", str(self.settings.tls_cert_file)]
+            words += ["--encoder-key-file", str(self.settings.tls_key_file)]
         return words
 
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:

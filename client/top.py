@@ -11,9 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from splitsam.client.processes import LOOPBACK
 from splitsam.client.scrape import Look, look, quantile
+from splitsam.client.stack import StackSettings
 
-DEFAULT_ADDRESSES = ("127.0.0.1:50061", "127.0.0.1:50062")
+DEFAULT_ADDRESSES = tuple(
+    f"{LOOPBACK}:{port}" for port in (StackSettings.encoder_metrics_port, StackSettings.decoder_metrics_port)
+)
 _WINDOW_S = 30.0
 _TIMEOUT_S = 2.0
 _WIDE = 160

@@ -11,6 +11,7 @@ from splitsam.client.client import Client
 from splitsam.client.processes import LOOPBACK
 from splitsam.client.results import DeploymentInfo
 from splitsam.client.stack import Stack, StackSettings
+from splitsam.client.top import DEFAULT_ADDRESSES
 
 DEMO_PHOTO = Path(__file__).parent / "assets" / "demo.jpg"
 
@@ -55,7 +56,8 @@ def banner(stack: Stack, info: DeploymentInfo | None) -> str:
     """One screen: where everything is, and what to try next."""
     where = "" if stack.settings.encoder_port == 50051 and stack.settings.decoder_port == 50052 else addresses(stack)
     ports = (stack.settings.encoder_metrics_port, stack.settings.decoder_metrics_port)
-    watched = "" if ports == (50061, 50062) else "".join(f" {LOOPBACK}:{port}" for port in ports)
+    metrics = tuple(f"{LOOPBACK}:{port}" for port in ports)
+    watched = "" if metrics == DEFAULT_ADDRESSES else "".join(f" {address}" for address in metrics)
     redis = stack.redis_url.rpartition("@")[2].removesuffix("/0")
     options = _tls_options(stack)
     return f"""

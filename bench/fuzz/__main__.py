@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from bench.commit import read_commit
+from bench.commit import ROOT, read_commit
 from bench.fuzz.rows import Row, describe_outcomes
 from bench.fuzz.run import folder_name, replay, run_target
 from bench.fuzz.services import running_services, survey
@@ -32,7 +32,6 @@ from bench.fuzz.targets import BY_NAME, TARGETS
 from bench.row_file import RESULTS, ResultsFile, results_path
 
 _VERSIONS = ("pillow", "protobuf", "grpcio", "pydantic-settings", "torch")
-_ROOT = Path(__file__).parents[2]
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -49,7 +48,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--engine", choices=("auto", "atheris", "seeded"), default="auto", help="auto: atheris if it is there"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=_ROOT / "out" / "fuzz", help="for crashes and atheris' corpus")
+    parser.add_argument("--folder", type=Path, default=ROOT / "out" / "fuzz", help="for crashes and atheris' corpus")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
     parser.add_argument("--replay", nargs="+", type=Path, metavar="FILE", help="judge crashes again, and nothing else")
     return parser.parse_args(arguments)

@@ -7,11 +7,10 @@ import sys
 import traceback
 from pathlib import Path
 
+from bench.commit import ROOT
 from bench.fuzz.target import judge
 from bench.fuzz.targets import BY_NAME
 from bench.fuzz.worker import Report, read_current, save_crash
-
-_ROOT = Path(__file__).parents[2]
 
 
 def run_target(name: str, *, inputs: int, seed: int, guided: bool, folder: Path) -> Report:
@@ -24,7 +23,7 @@ def run_target(name: str, *, inputs: int, seed: int, guided: bool, folder: Path)
     command = [sys.executable, "-m", "bench.fuzz.worker", name, "--inputs", str(inputs), "--seed", str(seed)]
     command += ["--folder", str(folder), *(["--guided"] if guided else [])]
     with (folder / "log").open("w") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False, cwd=_ROOT)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False, cwd=ROOT)
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines and lines[-1].startswith("{"):
         fields = json.loads(lines[-1])

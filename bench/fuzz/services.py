@@ -3,23 +3,21 @@
 import asyncio
 import contextlib
 import shutil
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.fuzz.wire import WireReport, send_all
 from bench.fuzz.wire_cases import Known
 from bench.load.watch import resident_mib
-from splitsam.client import Client
+from splitsam.client import Client, scrape
 from splitsam.client.processes import StackError
 from splitsam.client.stack import Stack, StackSettings
+from splitsam.client.up import DEMO_PHOTO
 from splitsam.common.settings import ServiceSettings
 
-PHOTO = Path(__file__).parents[2] / "client/assets/demo.jpg"
 SERVICES = ("encoder", "decoder")
 # What the requests in memory may take, as the setting says: three times themselves.
 GROWTH_MIB = 3 * ServiceSettings.model_fields["max_upload_bytes"].default / 2**20
@@ -29,7 +27,6 @@ _CLICK_S = 120.0
 _WARM_REQUESTS = 200
 _SIGNS = (" ERROR ", "never retrieved", "Metadata value for key")
 _OF_CALLERS = ("Invalid encoding on", "ExecuteBatchError raised in core by servicer")
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def survey(stack: Stack, *, seed: int, first: int = 0, count: int, token: str = 
     with Client(
         stack.encoder, stack.decoder, token=token, encode_timeout_s=_CLICK_S, predict_timeout_s=_CLICK_S
     ) as sam:
-        photo = PHOTO.read_bytes()
+        photo = DEMO_PHOTO.read_bytes()
         before = _mask(sam, photo)
         logged = {name: len(_log(stack, name)) for name in SERVICES}
         memory: dict[str, list[float]] = {name: [] for name in SERVICES}
@@ -123,11 +120,9 @@ def _complaints(log: str) -> list[str]:
 
 def _defects(stack: Stack, name: str) -> list[str]:
     """Calls that the service counts as its own failures; raw frames show no status."""
-    with _OPENER.open(stack.metrics_url(name), timeout=30) as response:  # type: ignore[arg-type]
-        families = list(text_string_to_metric_families(response.read().decode()))
-    samples = [sample for family in families for sample in family.samples if sample.name == "splitsam_requests_total"]
+    found = scrape.look(stack.metrics_url(name), timeout_s=30)  # type: ignore[arg-type]
     return [
-        f"the {name} counts {sample.value:.0f} {sample.labels['code']} of {sample.labels['method']}"
-        for sample in samples
-        if sample.value and sample.labels["code"] in ("INTERNAL", "UNKNOWN")
+        f"the {name} counts {value:.0f} {labels['code']} of {labels['method']}"
+        for labels, value in found.samples.get("splitsam_requests_total", ())
+        if value and labels["code"] in ("INTERNAL", "UNKNOWN")
     ]

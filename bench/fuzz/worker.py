@@ -152,9 +152,9 @@ def main(arguments: Sequence[str]) -> None:
     target = _load(options.target, options.guided)
     recorder = Recorder(target, options.folder)
     if options.guided:
-        corpus = options.folder / "corpus"
-        run_guided(target, recorder, options.inputs, options.seed, corpus)
-    run_plain(target, recorder, options.inputs, options.seed)
+        run_guided(target, recorder, options.inputs, options.seed, options.folder / "corpus")
+    else:
+        run_plain(target, recorder, options.inputs, options.seed)
     print(recorder.finish())
 
 

@@ -55,7 +55,7 @@ class Row:
     @property
     def pruning_images(self) -> int:
         """How many images 2:4 was pruned on; 0 where it was by magnitude."""
-        return self.command.split().count("--image")
+        return sum(word.partition("=")[0] == "--image" for word in self.command.split())
 
 
 COLUMNS = columns_of(Row)
