@@ -2,14 +2,14 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from splitsam.client.answers import read_source
-from splitsam.client.channels import REFUSALS
+from splitsam.client.channels import Line
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
 from splitsam.client.results import ImageSource
@@ -19,6 +19,7 @@ from splitsam.client.steps import (
     Collect,
     Emit,
     Follow,
+    Leave,
     Load,
     OpenBulk,
     Operation,
@@ -43,8 +44,7 @@ class AioTransport:
 
     def __init__(self, where: Connection) -> None:
         self.where = where
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._refusals: dict[str, int] = {}
+        self._lines: dict[str, Line] = {}
         self._left: set[asyncio.Task[None]] = set()
         self._told: set[Any] = set()
 
@@ -52,29 +52,33 @@ class AioTransport:
         for closing in self._left:
             closing.cancel()
         await asyncio.gather(*self._left, return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close()
+        for line in self._lines.values():
+            await line.channel.close()
 
-    def settle(self, address: str, channel: grpc.aio.Channel, error: SplitsamError | None) -> None:
+    def end(self, line: Line, error: SplitsamError | None) -> None:
         """A call has ended, with this error if it failed; see `Channels.end`."""
-        if self._channels[address] is not channel:
-            return
-        goes = error is not None and error.is_of_a_server_that_goes
-        self._refusals[address] = self._refusals.get(address, 0) + 1 if goes else 0
-        if self._refusals[address] >= REFUSALS:
-            self._refusals[address] = 0
-            self._channels[address] = self.where.open_channel(address, grpc.aio, has_own_connection=True)
-            closing = asyncio.get_running_loop().create_task(channel.close(_LEFT_S))
-            self._left.add(closing)
-            closing.add_done_callback(self._left.discard)
+        if line.is_useless_after(error) and self._lines[line.address] is line:
+            self._replace(line)
 
-    def channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = self.where.open_channel(address, grpc.aio)
-        return self._channels[address]
+    def line(self, address: str) -> Line:
+        if address not in self._lines:
+            self._lines[address] = Line(address, self.where.open_channel(address, grpc.aio))
+        return self._lines[address]
 
     def stub(self, service: str, address: str) -> Any:
-        return STUBS[service](self.channel(address))
+        return STUBS[service](self.line(address).channel)
+
+    def _leave(self, addresses: Iterable[str]) -> None:
+        for line in [self.line(address) for address in addresses]:
+            if not line.is_new:
+                self._replace(line)
+
+    def _replace(self, line: Line) -> None:
+        channel = self.where.open_channel(line.address, grpc.aio, has_own_connection=True)
+        self._lines[line.address] = Line(line.address, channel)
+        closing = asyncio.get_running_loop().create_task(line.channel.close(_LEFT_S))
+        self._left.add(closing)
+        closing.add_done_callback(self._left.discard)
 
     async def run(self, operation: Operation[T]) -> T:
         """Perform an operation that emits nothing on the way, and return its result."""
@@ -120,6 +124,8 @@ class AioTransport:
                 return self._tell(step)
             case Wait(delay_s):
                 return await asyncio.sleep(delay_s)
+            case Leave(addresses):
+                return self._leave(addresses)
             case Load(source):
                 return await asyncio.to_thread(_load, source)
             case _:
@@ -148,8 +154,8 @@ class AioTransport:
 
     async def _call(self, step: Unary | Collect) -> Any:
         with call_span(step):
-            channel = self.channel(step.address)
-            method = getattr(STUBS[step.service](channel), step.method)
+            line = self.line(step.address)
+            method = getattr(STUBS[step.service](line.channel), step.method)
             call = method(step.request, timeout=step.timeout_s, metadata=self.where.metadata)
             failure: SplitsamError | None = None
             try:
@@ -158,7 +164,7 @@ class AioTransport:
                 failure = error_from_rpc(error, step.address)
                 raise failure from error
             finally:
-                self.settle(step.address, channel, failure)
+                self.end(line, failure)
 
 
 class _Stream:
@@ -166,8 +172,7 @@ class _Stream:
 
     def __init__(self, transport: AioTransport) -> None:
         self._transport = transport
-        self._address = ""
-        self._channel: Any = None
+        self._line: Any = None
         self._call: Any = None
 
     def open(self, address: str, timeout_s: float) -> None:
@@ -180,23 +185,23 @@ class _Stream:
 
     def _begin(self, address: str) -> Any:
         self.abandon()
-        self._address, self._channel = address, self._transport.channel(address)
-        return self._channel
+        self._line = self._transport.line(address)
+        return self._line.channel
 
     async def send(self, request: encoder_pb2.EncodeImagesRequest) -> None:
         try:
             await self._call.write(request)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise await error_of_call(self._call, self._address) from error
+            raise await error_of_call(self._call, self._line.address) from error
 
     async def receive(self, idle_timeout_s: float) -> Any:
         try:
             response = await asyncio.wait_for(self._call.read(), idle_timeout_s)
         except TimeoutError as error:
-            raise idle_error(self._address, idle_timeout_s) from error
+            raise idle_error(self._line.address, idle_timeout_s) from error
         except grpc.RpcError as error:
-            failure = error_from_rpc(error, self._address)
-            self._transport.settle(self._address, self._channel, failure)
+            failure = error_from_rpc(error, self._line.address)
+            self._transport.end(self._line, failure)
             raise failure from error
         return None if response is grpc.aio.EOF else response
 
@@ -204,7 +209,7 @@ class _Stream:
         try:
             await self._call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
-            raise await error_of_call(self._call, self._address) from error
+            raise await error_of_call(self._call, self._line.address) from error
         while await self.receive(idle_timeout_s) is not None:
             pass
 

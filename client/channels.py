@@ -1,13 +1,17 @@
-"""The channels of a synchronous client: one for each address, replaced when the server at its other end goes."""
+"""The channels of a client: one for each address, replaced when the server at its other end is not the right one."""
 
 import threading
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError
 
 # Of a name that stands for several servers, another one is asked second: refused again, there is but one.
-REFUSALS = 2
+_REFUSALS = 2
+# Those who find out together that their connection leads nowhere leave it once.
+_JUST_NOW_S = 1.0
 
 
 class Line:
@@ -17,7 +21,18 @@ class Line:
         self.address = address
         self.channel = channel
         self.calls = 0
-        self.refusals = 0
+        self._refusals = 0
+        self._opened_s = time.monotonic()
+
+    def is_useless_after(self, error: SplitsamError | None) -> bool:
+        """Count a call that ended, with this error if it failed; whether later ones should go elsewhere."""
+        self._refusals = self._refusals + 1 if error is not None and error.is_of_a_server_that_goes else 0
+        return self._refusals >= _REFUSALS
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it was opened just now."""
+        return time.monotonic() - self._opened_s < _JUST_NOW_S
 
 
 class Channels:
@@ -28,13 +43,12 @@ class Channels:
         self._lock = threading.Lock()
         addresses = {*where.encoders, *where.decoders}
         self._lines = {address: Line(address, where.open_channel(address)) for address in addresses}
-        self._left: set[Line] = set()
+        self._left: set[Line] = set()  # with calls on them
 
     def close(self) -> None:
         with self._lock:
             lines = [*self._lines.values(), *self._left]
-        for line in lines:
-            line.channel.close()
+        _close(lines)
 
     def begin(self, address: str) -> Line:
         with self._lock:
@@ -50,13 +64,31 @@ class Channels:
         """
         with self._lock:
             line.calls -= 1
-            line.refusals = line.refusals + 1 if error is not None and error.is_of_a_server_that_goes else 0
-            if line.refusals >= REFUSALS and self._lines[line.address] is line:
-                self._left.add(line)
-                channel = self._where.open_channel(line.address, has_own_connection=True)
-                self._lines[line.address] = Line(line.address, channel)
-            is_over = line in self._left and line.calls == 0
-            if is_over:
-                self._left.remove(line)
-        if is_over:
-            line.channel.close()
+            if line.is_useless_after(error) and self._lines[line.address] is line:
+                self._replace(line)
+            over = self._take_over()
+        _close(over)
+
+    def leave(self, addresses: Iterable[str]) -> None:
+        """As when their servers go; a connection that was opened just now is kept."""
+        with self._lock:
+            for line in [self._lines[address] for address in addresses]:
+                if not line.is_new:
+                    self._replace(line)
+            over = self._take_over()
+        _close(over)
+
+    def _replace(self, line: Line) -> None:
+        self._left.add(line)
+        channel = self._where.open_channel(line.address, has_own_connection=True)
+        self._lines[line.address] = Line(line.address, channel)
+
+    def _take_over(self) -> list[Line]:
+        over = [line for line in self._left if line.calls == 0]
+        self._left.difference_update(over)
+        return over
+
+
+def _close(lines: Iterable[Line]) -> None:
+    for line in lines:
+        line.channel.close()

@@ -23,7 +23,7 @@ from splitsam.client.prompts import (
 from splitsam.client.replicas import call_any
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
 from splitsam.client.retry import Renewals, RetryPolicy
-from splitsam.client.steps import Collect, Emit, Follow, Load, Operation, ReceiveBulk, Tell, Unary, Wait
+from splitsam.client.steps import Collect, Emit, Follow, Leave, Load, Operation, ReceiveBulk, Tell, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
 # A thousand points take a laptop's CPU minutes.
@@ -107,10 +107,9 @@ class Operations:
             except SplitsamError as error:
                 if has_emitted:
                     raise
-                wait_s = renewals.wait_s(error)
-                if wait_s is not None:
-                    yield Wait(wait_s)
-                    [(image, _)] = yield from self._encode_again([(image, ())], error)
+                renewed = yield from self._renew(renewals, [(image, ())], error)
+                if renewed is not None:
+                    [(image, _)] = renewed
                     continue
                 attempt += 1
                 replicas = len(addresses)
@@ -216,10 +215,9 @@ class Operations:
             try:
                 _, response = yield from self._call(step, addresses, deadline_s)
             except SplitsamError as error:
-                wait_s = renewals.wait_s(error)
-                if wait_s is not None:
-                    yield Wait(wait_s)
-                    images = yield from self._encode_again(images, error)
+                renewed = yield from self._renew(renewals, images, error)
+                if renewed is not None:
+                    images = renewed
                 elif error.reason == "REFINEMENT_EXPIRED" and may_drop_tokens:
                     may_drop_tokens = False
                     images = _without_tokens(images, error)
@@ -227,6 +225,18 @@ class Operations:
                     raise
             else:
                 return answers.image_masks(response)
+
+    def _renew(
+        self, renewals: Renewals, images: Sequence[Prompts], error: SplitsamError
+    ) -> Operation[list[Prompts] | None]:
+        """The images with fresh embeddings, or None where those would not help against this error."""
+        wait_s = renewals.wait_s(error)
+        if wait_s is None:
+            return None
+        if renewals.has_been_in_vain:
+            yield Leave((*self.connection.encoders, *self.connection.decoders))
+        yield Wait(wait_s)
+        return (yield from self._encode_again(images, error))
 
     def _encode_again(self, images: Sequence[Prompts], error: SplitsamError) -> Operation[list[Prompts]]:
         """Encode every image whose source is at hand and unchanged; those still in the cache cost a look-up each."""

@@ -43,7 +43,8 @@ class Renewals:
     """When the embedding behind a prompt is made anew: once when it has expired, and while the model is replaced.
 
     Callers that are moved to another model may reach its decoder before its encoder, or the other way round: until
-    both have followed, each new embedding is of the wrong model again.
+    both have followed, each new embedding is of the wrong model again. A connection that was opened in between leads
+    to the old model for as long as that runs: from the second time on, connections are left.
 
     Args:
         until_s: by `clock`, how long the two may be of different models.
@@ -54,6 +55,11 @@ class Renewals:
     clock: Callable[[], float]
     _has_expired: bool = False
     _mismatches: int = 0
+
+    @property
+    def has_been_in_vain(self) -> bool:
+        """Whether a fresh embedding was again of another model than the decoder's."""
+        return self._mismatches > 1
 
     def wait_s(self, error: SplitsamError) -> float | None:
         """How long to wait before encoding again, or None when that would not help."""

@@ -71,6 +71,13 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Leave:
+    """Make later calls on new connections, which may lead to other servers; one that was opened just now is kept."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Load:
     """Read an image file; the outcome is its bytes and their SHA-256."""
 
@@ -113,7 +120,7 @@ class Emit:
     result: BulkResult | FoundMask
 
 
-Step = Unary | Collect | Follow | Tell | Wait | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
+Step = Unary | Collect | Follow | Tell | Wait | Leave | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
 Operation = Generator[Step, Any, T]
 
 

@@ -20,6 +20,7 @@ from splitsam.client.steps import (
     Collect,
     Emit,
     Follow,
+    Leave,
     Load,
     OpenBulk,
     Operation,
@@ -93,6 +94,8 @@ class Transport:
                 return self._tell(step)
             case Wait(delay_s):
                 return time.sleep(delay_s)
+            case Leave(addresses):
+                return self._channels.leave(addresses)
             case Load(source):
                 content = read_source(source)
                 return content, hashlib.sha256(content).digest()

@@ -13,6 +13,7 @@ from test_client_calls import (  # noqa: F401 (fixtures)
     GONE,
     IMAGE,
     KEY,
+    SIZE,
     SOON_S,
     Scripted,
     ScriptedDecoder,
@@ -30,7 +31,7 @@ from splitsam.client import Client, SplitsamError
 from splitsam.client.errors import SplitsamError as Error
 from splitsam.client.retry import RetryPolicy
 from splitsam.common import errors
-from splitsam.v1 import decoder_pb2
+from splitsam.v1 import decoder_pb2, encoder_pb2
 
 KEYS = [f"{number:064x}" for number in range(12)]
 LOADING = errors.NotReady("loading", retry_delay_s=60)
@@ -122,6 +123,46 @@ def test_a_connection_whose_server_goes_is_left_for_a_new_one(call, serve, metho
         assert call(method, KEYS[0], decoder=relay.address, **prompt)
     assert len(going.calls) == 2
     assert alive.calls
+
+
+class LastLookUp(ScriptedEncoder):
+    """Knows the image, while new connections lead elsewhere already."""
+
+    relay = None
+    next_target = ""
+
+    def LookUpEmbedding(self, request, context):
+        self.relay.target = self.next_target
+        return super().LookUpEmbedding(request, context)
+
+
+class OnlyOf(ScriptedDecoder):
+    """Takes embeddings of its own model alone."""
+
+    def next(self, method, request, context):
+        images = [request] if method == "GenerateMasks" else request.images
+        if any(image.embedding_key != KEYS[1] for image in images):
+            abort(context, errors.ModelMismatch("another model made it"))
+        return super().next(method, request, context)
+
+
+@pytest.mark.parametrize("method", ["predict", "generate"])
+def test_a_connection_to_the_encoder_of_the_model_before_is_left(call, serve, method):  # noqa: F811
+    before, after = LastLookUp(LookUpEmbedding=[found(KEYS[0])]), encoder_with(found=found(KEYS[1]))
+    before.next_target = serve(after)
+    decoder = OnlyOf(PredictMasks=[None], GenerateMasks=[FOUND_MASK])
+    prompt = {"points": [(1, 1)]} if method == "predict" else {}
+    image = call("encode", IMAGE, encoder=encoder_with(found=found(KEYS[0])))
+    with Relay(serve(before)) as relay:
+        before.relay = relay
+        assert call(method, image, encoder=relay.address, decoder=decoder, **prompt)
+    assert len(before.calls) > 1
+    assert decoder.calls
+
+
+def found(key):
+    info = encoder_pb2.EmbeddingInfo(embedding_key=key, image_size=SIZE, input_size=SIZE)
+    return encoder_pb2.LookUpEmbeddingResponse(found=True, embedding=info)
 
 
 def test_a_prefetch_on_a_connection_that_is_left_ends_in_peace(serve):  # noqa: F811
