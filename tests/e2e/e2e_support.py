@@ -62,6 +62,10 @@ def image_file(image: Image.Image, image_format: str = "PNG", **options: Any) ->
     return buffer.getvalue()
 
 
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.logical_and(first, second).sum() / max(np.logical_or(first, second).sum(), 1))
+
+
 def decode_rle(rle: decoder_pb2.RunLengthEncoding) -> np.ndarray:
     """[height, width] bool, by COCO's own decoder."""
     with warnings.catch_warnings():

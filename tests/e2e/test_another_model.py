@@ -1,16 +1,14 @@
 """Callers are moved from one model to another under load: nothing fails, and every mask is of one of the two."""
 
 import contextlib
-import io
 import itertools
 import json
 import signal
 import threading
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
-from e2e_support import draw, is_serving, run_command, running_service, wait_until
+from e2e_support import draw, image_file, iou, is_serving, run_command, running_service, wait_until
 from relay import Relay
 
 from splitsam.client import Client
@@ -23,9 +21,7 @@ CALLERS = 3
 
 def photo_of(seed, comment=""):
     """An image; its comment makes it another file with the same pixels."""
-    buffer = io.BytesIO()
-    draw(seed).save(buffer, "JPEG", quality=95, comment=comment.encode())
-    return buffer.getvalue()
+    return image_file(draw(seed), "JPEG", quality=95, comment=comment.encode())
 
 
 @dataclass
@@ -74,10 +70,6 @@ class Load:
 
     def _whose(self, seed, mask):
         return next((model for model, other in self.known[seed].items() if iou(mask, other) > RIGHT_IOU), "")
-
-
-def iou(one, other):
-    return np.logical_and(one, other).sum() / max(np.logical_or(one, other).sum(), 1)
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ is the same at its full length; it prints what it saw.
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from e2e_support import Caller, metric, point, prompt, redis_of, running_service, write_embedding
 
+from bench.load.watch import resident_mib
 from splitsam.common.records import EMBEDDING, SHAPES
 
 PREPARED_BYTES = 4 * 4096 * 640  # what the decoder keeps of an embedding in fp32
@@ -28,11 +28,6 @@ def numbers(request) -> tuple[int, int, int]:
     """Clicks, images, and how many of those the decoder has room for."""
     clicks, images = (request.config.getoption(f"--memory-{name}") for name in ("clicks", "images"))
     return clicks, images, images // 10
-
-
-def resident_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 class OpenImages:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from e2e_support import draw, image_file, metric, wait_until
+from e2e_support import draw, image_file, iou, metric, wait_until
 
 from bench.faults.deployment import Deployment
 from bench.faults.failing_device import FAULT_FOLDER
@@ -46,10 +46,6 @@ def client(replicas):
     encoders, decoders = ([each.address for each in of] for of in (replicas.encoders, replicas.decoders))
     with Client(encoders, decoders, encode_timeout_s=60, predict_timeout_s=60) as client:
         yield client
-
-
-def iou(first, second):
-    return (first & second).sum() / max((first | second).sum(), 1)
 
 
 @contextmanager

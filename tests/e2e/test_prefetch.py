@@ -1,5 +1,7 @@
 """The decoder hears of an image that was just encoded, and holds it by the first click; nobody waits for that."""
 
+import asyncio
+
 import grpc
 import pytest
 from conftest import TOKENS
@@ -51,14 +53,17 @@ def test_first_click_after_an_encode_finds_the_embedding_in_memory(stack, counts
 
 
 async def test_asyncio_client_prefetches_too(stack, counts):
-    fetched = counts.prefetched("fetched")
+    def told():
+        return counts.prefetched("fetched") + counts.prefetched("resident")
+
+    before = told()
     async with connect(AsyncClient, stack) as client:
         image = await client.encode(image_file(draw(501)))
         hits = counts.looked_up("memory", "hit")
         assert await client.predict(image, points=[(5, 5)])  # meets the prefetch on its way, or what it has brought
         assert await client.predict(image, points=[(6, 6)])
         assert counts.looked_up("memory", "hit") >= hits + 1
-    assert counts.prefetched("fetched") + counts.prefetched("resident") > fetched
+        await asyncio.to_thread(wait_until, lambda: told() == before + 1, "the decoder was told")
 
 
 def test_client_that_does_not_want_it_tells_nobody(stack, counts):

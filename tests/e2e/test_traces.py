@@ -9,8 +9,7 @@ import subprocess
 import grpc
 import pytest
 from collector import Collector
-from e2e_support import Caller, ask, draw, image_file, point, prompt, refusal, wait_until
-from test_command_line import COMMAND
+from e2e_support import COMMAND, Caller, ask, draw, image_file, point, prompt, refusal, wait_until
 
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.v1 import decoder_pb2, encoder_pb2

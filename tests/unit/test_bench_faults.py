@@ -10,7 +10,7 @@ from bench.faults.load import PHOTOGRAPHS as FOLDER
 from bench.faults.load import KnownImage
 from bench.faults.rows import Row
 from bench.faults.tables import build_table
-from bench.row_file import ResultsFile, read_rows
+from bench.row_file import RESULTS, ResultsFile, read_rows
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 
 GOOD = Row(
@@ -31,6 +31,12 @@ GOOD = Row(
     commit="abc",
     command="python -m bench.faults",
 )
+
+
+def test_every_published_fault_was_survived():
+    published = [row for path in RESULTS.glob("faults-*.csv") for row in read_rows(Row, path)]
+    assert {row.fault for row in published} == set(NAMES)
+    assert [row.fault for row in published if not row.is_survived] == []
 
 
 def test_names_are_unique():
