@@ -39,7 +39,8 @@ class PromptLogits:
     Args:
         mask_indices: which mask token made each: 0, or 1 to 3.
         predicted_iou: the model's own estimate for each, about 0 to 1.
-        logits: [k, 256, 256] float32 of the padded input, on the model's device; a view of its tile.
+        logits: [k, 256, 256] float32 of the padded input, a view of its tile; on the model's device, or on the host
+            where the job asked for that.
         cut: the masks themselves, where the job asked for them and the model is on a GPU; None in place of those
             that it did not want.
     """
@@ -118,23 +119,25 @@ class DecoderModel:
     def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
         """As `decode`, at most `max_prompts` in one forward pass."""
         images: dict[int, PreparedEmbedding] = {}
-        tiles, outputs, sources, scores = [], [], [], []
+        tiles, outputs, sources, scores, logits = [], [], [], [], []
         with exact_convolutions(self.device, self.dtype):
             for tile in pack(jobs, max_prompts):  # the device computes on one while the next is packed
                 images |= {i: self._prepared(jobs[i]) for i in tile.job_of_source if i not in images}
                 sources.append(self._prepare_sources(tile, images))
                 outputs.append(self._forward(tile, sources[-1]))
                 scores.append(Download(outputs[-1].scores))
+                on_host = any(jobs[i].on_host for i, _ in tile.owners)
+                logits.append(Download(outputs[-1].logits) if on_host else None)
                 tiles.append(tile)
         if not tiles:
             return [[] for _ in jobs]
         # The host waits for the device where it reads scores, and for what was cut, and nowhere else.
-        logits = [output.logits.unbind() for output in outputs]
         cut = self._cut(jobs, tiles, outputs, scores)
         answers: dict[Owner, PromptLogits] = {}
-        for tile, rows, masks, download in zip(tiles, logits, cut, scores, strict=True):
+        for tile, output, masks, download, brought in zip(tiles, outputs, cut, scores, logits, strict=True):
             width = tile.wanted.shape[1]
             [of_tile] = download.wait()
+            rows = (output.logits if brought is None else torch.from_numpy(brought.wait()[0])).unbind()
             indices, ious = of_tile[..., 0].astype(np.int64).tolist(), of_tile[..., 1].tolist()
             found = zip(tile.owners, tile.counts.tolist(), indices, ious, rows, masks, strict=True)
             for owner, count, index, iou, row, own in found:

@@ -38,6 +38,7 @@ class ImageJob:
         prompts: refinement tokens already resolved into `mask_input`.
         selection: which masks, or None for each prompt's default.
         cut: where a GPU is to cut the logits into masks along the way, or None not to; a CPU never does.
+        on_host: bring the logits to the host as well.
     """
 
     embedding: PreparedEmbedding | torch.Tensor
@@ -46,6 +47,7 @@ class ImageJob:
     prompts: tuple[Prompt, ...]
     selection: Selection | None = None
     cut: Cut | None = None
+    on_host: bool = False
 
 
 @dataclass(frozen=True, eq=False)

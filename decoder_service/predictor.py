@@ -22,6 +22,7 @@ from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import (
     ImagePrompts,
+    MaskFormat,
     OutputOptions,
     PredictRequest,
     Prompt,
@@ -140,6 +141,7 @@ class Predictor:
                 prompts=tuple(prompts[start : start + self._batch_prompts]),
                 selection=output.selection,
                 cut=Cut(output.mask_threshold),
+                on_host=output.refinement_tokens or MaskFormat.LOW_RES_LOGITS in output.formats,
             )
             for start in range(0, len(prompts), self._batch_prompts)
         ]
@@ -185,10 +187,9 @@ class Predictor:
         self, tenant: str, header: RecordHeader, answer: PromptLogits, masks: tuple[Mask, ...]
     ) -> tuple[Mask, ...]:
         """The masks with refinement tokens, or without where the cache cannot keep their logits."""
-        logits = await asyncio.to_thread(answer.logits.cpu)
 
         async def keep(mask: Mask, index: int) -> Mask:
-            token = await self._refinements.save(tenant, header, mask.mask_index, logits[index])
+            token = await self._refinements.save(tenant, header, mask.mask_index, answer.logits[index])
             return dataclasses.replace(mask, refinement_token=token)
 
         try:

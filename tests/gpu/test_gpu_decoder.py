@@ -183,6 +183,17 @@ def test_nothing_compiles_for_a_request_once_shapes_are_captured(captured):
     assert compiled_kernels() == before
 
 
+def test_logits_come_to_the_host_for_those_who_ask(captured):
+    asking, other = jobs_of(5, Selection.BEST)
+    asking = dataclasses.replace(asking, on_host=True)
+    (brought, beside), (left, _) = (
+        captured.decode([job, other]) for job in (asking, dataclasses.replace(asking, on_host=False))
+    )
+    assert all(answer.logits.device.type == "cpu" for answer in brought)
+    assert all(torch.equal(one.logits, two.logits.cpu()) for one, two in zip(brought, left, strict=True))
+    assert len(beside) == len(other.prompts)
+
+
 def smooth_logits(seed: int, count: int) -> torch.Tensor:
     coarse = torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
     return 6 * torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic")[:, 0].contiguous()
