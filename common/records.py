@@ -161,10 +161,20 @@ def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHea
 
 def tensor_to_bytes(values: torch.Tensor, dtype: torch.dtype) -> bytes:
     """Numbers as little-endian bytes in C order; what is finite stays finite (fp16 ends at 65504)."""
+    return _saturate(values.detach(), dtype).contiguous().view(torch.int16).numpy().tobytes()
+
+
+def to_fp16(values: torch.Tensor) -> torch.Tensor:
+    """In fp16, what is finite saturating at 65504; the tensor itself where it is in fp16."""
+    return _saturate(values, torch.float16)
+
+
+def _saturate(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if values.dtype == dtype:
+        return values
     limit = torch.finfo(dtype).max
     # Clamped in float32: bf16 would round fp16's limit up to 65536, and fp16 cannot hold bf16's limit.
-    cast = values.detach().to(torch.float32).clamp(-limit, limit).to(dtype).contiguous()
-    return cast.view(torch.int16).numpy().tobytes()
+    return values.to(torch.float32).clamp(-limit, limit).to(dtype)
 
 
 def parse_key(text: str) -> bytes | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.common.records import to_fp16
 from splitsam.decoder_service.cutting import CutMask
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.prompts import FloatArray, MaskFormat, OutputOptions
@@ -76,6 +77,11 @@ class Mask:
         texts = (self.rle_counts, self.png, self.bits, self.low_res_logits, self.refinement_token)
         rings = [ring for polygon in self.polygons or () for ring in (polygon.outer, *polygon.holes)]
         return sum(len(text) for text in texts if text is not None) + sum(ring.nbytes for ring in rings)
+
+
+def are_written_at_once(answer: PromptLogits, output: OutputOptions) -> bool:
+    """Whether `write_masks` has next to nothing to do, less than a thread of its own would cost."""
+    return answer.cut is not None and _FROM_BITMAP.isdisjoint(output.formats)
 
 
 def write_masks(
@@ -228,8 +234,7 @@ def stability_scores(logits: Tensor, threshold: float, offset: float = STABILITY
 
 def encode_logits(logits: Tensor) -> bytes:
     """Write [256, 256] logits as fp16, little-endian, row-major: 131072 bytes, clamped to fp16's finite range."""
-    limit = torch.finfo(torch.float16).max
-    return logits.clamp(-limit, limit).half().cpu().numpy().astype("<f2").tobytes()
+    return to_fp16(logits).cpu().numpy().astype("<f2").tobytes()
 
 
 def encode_rle(bitmap: Bitmap) -> str:

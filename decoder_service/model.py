@@ -19,6 +19,7 @@ from torch.nested import nested_tensor_from_jagged
 
 from splitsam.common.architectures import LOW_RES_SIDE_PX
 from splitsam.common.precision import DTYPES, exact_convolutions
+from splitsam.common.records import to_fp16
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.cutting import Canvas, Cut, CutMask, Cutter
 from splitsam.decoder_service.graphs import TileRunner
@@ -39,8 +40,8 @@ class PromptLogits:
     Args:
         mask_indices: which mask token made each: 0, or 1 to 3.
         predicted_iou: the model's own estimate for each, about 0 to 1.
-        logits: [k, 256, 256] float32 of the padded input, a view of its tile; on the model's device, or on the host
-            where the job asked for that.
+        logits: [k, 256, 256] of the padded input, a view of its tile: float32 on the model's device, or float16 on the
+            host where the job asked for that.
         cut: the masks themselves, where the job asked for them and the model is on a GPU; None in place of those
             that it did not want.
     """
@@ -126,8 +127,8 @@ class DecoderModel:
                 sources.append(self._prepare_sources(tile, images))
                 outputs.append(self._forward(tile, sources[-1]))
                 scores.append(Download(outputs[-1].scores))
-                on_host = any(jobs[i].on_host for i, _ in tile.owners)
-                logits.append(Download(outputs[-1].logits) if on_host else None)
+                on_host = self._cutter is not None and any(jobs[i].on_host for i, _ in tile.owners)
+                logits.append(Download(to_fp16(outputs[-1].logits)) if on_host else None)
                 tiles.append(tile)
         if not tiles:
             return [[] for _ in jobs]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.addressed import AddressedPixels
+from splitsam.decoder_service.mask_inputs import MaskDownscaling
 from splitsam.decoder_service.paint import Painter
 from splitsam.decoder_service.pixels import MOST_ABSORBED_TOKENS, Pixels, attend_by_head
 from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
@@ -54,6 +55,7 @@ class Network:
             self._output_tokens = torch.cat([heads.iou_token.weight, heads.mask_tokens.weight])
             self.positions = encoder.get_dense_pe()[0].flatten(1).mT.to(dtype).contiguous()
             self._heads = Heads([heads.iou_prediction_head, *heads.output_hypernetworks_mlps])
+            self._downscaling = MaskDownscaling(encoder.mask_downscaling)
             self._painter = Painter(sam.mask_decoder.output_upscaling, device, dtype, self._has_kernels)
 
     def has_kernels_for(self, prompt_tokens: int) -> bool:
@@ -66,8 +68,8 @@ class Network:
         return PreparedEmbedding(prepare_rows(self._transformer, pixels[None], self.positions)[0])
 
     def prepare_masked(self, images: list[PreparedEmbedding], mask_inputs: Tensor) -> list[PreparedEmbedding]:
-        """The images with mask inputs, [M, 1, 256, 256] float32 on the device, in place of no mask."""
-        dense = self._encoder.mask_downscaling(mask_inputs).flatten(2).mT - self._encoder.no_mask_embed.weight
+        """The images with mask inputs, [M, 1, 256, 256] on the device, in place of no mask."""
+        dense = self._downscaling(mask_inputs) - self._encoder.no_mask_embed.weight
         pixels = torch.stack([image.pixels for image in images]) + dense.to(self.dtype)
         return [PreparedEmbedding(rows) for rows in prepare_rows(self._transformer, pixels, self.positions)]
 

@@ -10,6 +10,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class ImageJob:
         prompts: refinement tokens already resolved into `mask_input`.
         selection: which masks, or None for each prompt's default.
         cut: where a GPU is to cut the logits into masks along the way, or None not to; a CPU never does.
-        on_host: bring the logits to the host as well.
+        on_host: where masks are cut on a GPU, bring the logits to the host.
     """
 
     embedding: PreparedEmbedding | torch.Tensor
@@ -57,7 +58,7 @@ class Tile:
     Args:
         owners: for each prompt its (job, prompt) indices.
         job_of_source: for each source the first job that carries its embedding.
-        mask_inputs: [M, 1, 256, 256] float32, of the last M sources.
+        mask_inputs: [M, 1, 256, 256] float16 or float32, of the last M sources.
         offsets: [S + 1] int64, where each source's prompts begin.
         coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
         kinds: [P, T] int64, NOT_A_POINT to BOX_BOTTOM_RIGHT.
@@ -67,7 +68,7 @@ class Tile:
 
     owners: tuple[tuple[int, int], ...]
     job_of_source: tuple[int, ...]
-    mask_inputs: FloatArray
+    mask_inputs: npt.NDArray[np.floating[Any]]
     offsets: npt.NDArray[np.int64]
     coords: FloatArray
     kinds: npt.NDArray[np.int64]

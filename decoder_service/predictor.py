@@ -16,7 +16,7 @@ from splitsam.common.records import RecordHeader
 from splitsam.common.tasks import gather_or_cancel
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import Embedding, EmbeddingStore
-from splitsam.decoder_service.masks import Mask, write_masks
+from splitsam.decoder_service.masks import Mask, are_written_at_once, write_masks
 from splitsam.decoder_service.messages import ImageMasks, ReplyBudget, Timings, check_reply_can_fit
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.packing import ImageJob
@@ -163,7 +163,7 @@ class Predictor:
         output: OutputOptions,
         budget: ReplyBudget,
     ) -> ImageMasks:
-        """One image's masks in the formats asked for, made on a thread."""
+        """One image's masks in the formats asked for, made on a thread if that takes time."""
         input_size, original_size = header.input_size.rows_columns, header.image_size.rows_columns
 
         def write(answer: PromptLogits) -> tuple[Mask, ...]:
@@ -177,7 +177,8 @@ class Predictor:
         loop = asyncio.get_running_loop()
         prompts = []
         for answer in answers:
-            masks = await loop.run_in_executor(self._threads, write, answer)
+            at_once = are_written_at_once(answer, output)
+            masks = write(answer) if at_once else await loop.run_in_executor(self._threads, write, answer)
             if output.refinement_tokens:
                 masks = await self._keep_logits(tenant, header, answer, masks)
             prompts.append(masks)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,14 +59,15 @@ class Prompt:
         points: [n, 2] float32, pixels (x, y) of the upright image; n may be 0.
         labels: [n] int64, 1 foreground, 0 background.
         box: [4] float32, pixels x0, y0, x1, y1, or None.
-        mask_input: [256, 256] float32 logits of the padded input, or None; filled from `refinement_token` later.
+        mask_input: [256, 256] float16 or float32 logits of the padded input, or None; filled from `refinement_token`
+            later.
         refinement_token: names the logits of an earlier answer, or None.
     """
 
     points: FloatArray
     labels: npt.NDArray[np.int64]
     box: FloatArray | None = None
-    mask_input: FloatArray | None = None
+    mask_input: npt.NDArray[np.floating[Any]] | None = None
     refinement_token: str | None = None
 
     def resolve(self, selection: Selection | None) -> Selection:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from splitsam.common.cache import RecordCache
@@ -11,10 +12,7 @@ from splitsam.common.errors import RefinementExpired
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key
-from splitsam.decoder_service.prompts import FloatArray
-
-_FP16_MAX = torch.finfo(torch.float16).max
+from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key, to_fp16
 
 
 class RefinementStore:
@@ -37,7 +35,7 @@ class RefinementStore:
 
         Args:
             embedding: the header of the embedding the mask belongs to.
-            logits: [256, 256] float on the CPU.
+            logits: [256, 256] floating on the CPU.
 
         Returns:
             The token, 64 hex digits.
@@ -47,15 +45,16 @@ class RefinementStore:
         """
         address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
         header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
-        await self._cache.put(header, logits[None], ttl_s=self._ttl_s)
-        self._remember(address, logits.to(torch.float16, copy=True))  # a view would keep the whole batch alive
+        kept = to_fp16(logits).clone()  # a view would keep the whole batch alive
+        await self._cache.put(header, kept[None], ttl_s=self._ttl_s)
+        self._remember(address, kept)
         return address.key.hex()
 
-    async def load(self, tenant: str, embedding_key: bytes, token: str) -> FloatArray:
+    async def load(self, tenant: str, embedding_key: bytes, token: str) -> npt.NDArray[np.float16]:
         """The logits behind a token.
 
         Returns:
-            [256, 256] float32.
+            [256, 256].
 
         Raises:
             RefinementExpired: the token is unknown, expired, or of another tenant or embedding.
@@ -72,7 +71,8 @@ class RefinementStore:
                 raise RefinementExpired("the refinement token has expired; send the prompts without it")
             logits = record[1][0]
             self._remember(address, logits)
-        return logits.to(torch.float32).numpy().astype(np.float32, copy=False)
+        found: npt.NDArray[np.float16] = logits.numpy()
+        return found
 
     def _remember(self, address: Address, logits: torch.Tensor) -> None:
         evicted = self._resident.put(address, (logits, time.monotonic() + self._ttl_s), 2 * logits.numel())
