@@ -31,6 +31,9 @@ class Metrics:
         self.in_progress = Gauge(
             "splitsam_requests_in_progress", "RPCs that have begun and not ended", registry=self.registry
         )
+        self.loop_lag_seconds = Gauge(
+            "splitsam_event_loop_lag_seconds", "How late the event loop is, smoothed", registry=self.registry
+        )
         self.refusals = Counter(
             "splitsam_refusals",
             "RPCs refused for want of room, time or quota, by method and reason",

@@ -20,6 +20,7 @@ from splitsam.common.errors import DeviceLost
 from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.listeners import channel_options, listening
 from splitsam.common.logs import configure_logs
+from splitsam.common.loop_lag import LoopLag
 from splitsam.common.metrics import Metrics
 from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ServiceSettings
@@ -69,10 +70,12 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
+    lag = LoopLag(metrics)
     interceptor = ServiceInterceptor(
         Authenticator.from_file(settings.tokens_file),
         UploadBudget(settings, metrics),
         Quotas.from_settings(settings),
+        lag,
         metrics,
         ready.is_set,
         service.check_room,
@@ -93,12 +96,14 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
                 # What is here to stay, above all PyTorch's modules, no longer costs a pause to look through.
                 gc.collect()
                 gc.freeze()
+                watching = asyncio.create_task(lag.watch())
                 ready.set()
                 metrics.enter("serving")
                 for name in names:
                     await checks.set(name, _SERVING)
                 log.info("ready", extra={"service": service.full_name})
                 lost = await _until_told(service, server, stop)
+                watching.cancel()
         finally:
             metrics.enter("draining")
             log.info("draining", extra={"service": service.full_name})
