@@ -5,11 +5,12 @@
     compile  torch.compile block by block: two kinds of blocks are compiled, not 12, 24 or 32
     sdpa     scaled_dot_product_attention, position terms as a dense mask
     triton   this project's attention kernels, position terms made inside
+    fused    the GELU of each MLP inside the product before it, in the tanh form
     int8     torchao's dynamic int8 on every linear layer of the blocks
     sparse   2:4 magnitude pruning of those layers, or (sparse_mlp, beside the ladder) of the MLPs alone
 
 A rung changes the encoder in place and stands on any of those before it. `GraphedEncoder` makes CUDA graphs of the
-result. On a CPU, triton and sparse compute the same numbers without their speed.
+result. On a CPU, triton, fused and sparse compute the same numbers without their speed.
 Source: https://pytorch.org/blog/accelerating-generative-ai/
 """
 
@@ -21,9 +22,10 @@ from torch import nn
 
 from splitsam.common.sam_modules import ImageEncoderViT
 from splitsam.encoder_service.attention import PatchProduct, ProductAttention, RelPosAttention, SdpaAttention
+from splitsam.encoder_service.fused import FusedMlp
 from splitsam.encoder_service.sparsity import sparsify_
 
-RUNGS: tuple[str, ...] = ("fp32", "bf16", "compile", "sdpa", "triton", "int8", "sparse")
+RUNGS: tuple[str, ...] = ("fp32", "bf16", "compile", "sdpa", "triton", "fused", "int8", "sparse")
 SPARSE_MLP = "sparse_mlp"
 LEAST_CAPABILITY = (8, 0)
 
@@ -83,7 +85,10 @@ def unsupported(rung: str, device: torch.device) -> str | None:
 
 _SPARSE = ("sparse", SPARSE_MLP)
 _ANY_GPU = ("fp32", "sdpa")
-_NEEDS_GPU = dict.fromkeys(_SPARSE, "2:4 arithmetic needs a CUDA GPU") | {"triton": "the kernels need a CUDA GPU"}
+_NEEDS_GPU = dict.fromkeys(_SPARSE, "2:4 arithmetic needs a CUDA GPU") | {
+    "triton": "the kernels need a CUDA GPU",
+    "fused": "a GELU inside a product needs a CUDA GPU",
+}
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -130,6 +135,11 @@ def _use_kernels(image_encoder: nn.Module) -> None:
         block.window_size = 0  # the block neither cuts nor pads any more
 
 
+def _fuse(image_encoder: nn.Module) -> None:
+    for block in _work_out_shapes(image_encoder).blocks:
+        block.mlp = FusedMlp(block.mlp)
+
+
 def _quantise(image_encoder: nn.Module) -> None:
     # Imported here: it takes seconds, and the exact precisions do without.
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
@@ -163,6 +173,7 @@ _APPLY: dict[str, Callable[[nn.Module], None]] = {
     "compile": _compile,
     "sdpa": _use_sdpa,
     "triton": _use_kernels,
+    "fused": _fuse,
     "int8": _quantise,
     "sparse": sparsify_,
     SPARSE_MLP: lambda image_encoder: sparsify_(image_encoder, "mlp"),

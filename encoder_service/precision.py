@@ -8,12 +8,12 @@ from splitsam.common.settings import SettingsProblem
 from splitsam.encoder_service.optimize import RUNGS, SPARSE_MLP, unsupported
 
 AUTO = "auto"
-_TO_KERNELS = RUNGS[: RUNGS.index("triton") + 1]
+_TO_FUSED = RUNGS[: RUNGS.index("fused") + 1]
 _TO_INT8 = RUNGS[: RUNGS.index("int8") + 1]
 # fp32 stays the reference, untouched. A CPU leaves out what it has to compile for longer than it gains.
 _ON_GPU: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
-    "bf16": _TO_KERNELS,
+    "bf16": _TO_FUSED,
     "int8": _TO_INT8,
     "int8_sparse": (*_TO_INT8, SPARSE_MLP),
     "seed": RUNGS,
@@ -24,7 +24,7 @@ _ON_CPU: dict[str, tuple[str, ...]] = {
     "int8": ("fp32", "sdpa", "int8"),
 }
 # These change speed and memory; the others are what a precision is.
-_OPTIONAL = ("compile", "sdpa", "triton")
+_OPTIONAL = ("compile", "sdpa", "triton", "fused")
 _NEED_CALIBRATION = ("int8", "int8_sparse", "seed")
 
 

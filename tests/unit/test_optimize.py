@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitsam.common.sam_modules import ImageEncoderViT
 from splitsam.encoder_service.calibrated_pruning import prune_on_images_
+from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.graphs import GraphedEncoder
 from splitsam.encoder_service.optimize import RUNGS, apply_rung, build_rungs, unsupported
 from splitsam.encoder_service.sparsity import (
@@ -81,8 +82,9 @@ def test_rung_reads_every_position_table(narrow: ImageEncoderViT, rung: str, blo
         (("bf16",), 0.02),
         (("bf16", "sdpa"), 0.02),
         (("bf16", "triton"), 0.02),
+        (("bf16", "triton", "fused"), 0.02),
         (("sdpa", "int8"), 0.02),
-        (("bf16", "sdpa", "triton", "int8"), 0.02),
+        (("bf16", "sdpa", "triton", "fused", "int8"), 0.02),
     ],
 )
 def test_rounding_rung_errs_within_its_bound(encoder: ImageEncoderViT, rungs: tuple[str, ...], bound: float):
@@ -108,11 +110,12 @@ def test_compiled_encoder_is_exact_and_compiles_each_kind_of_block_once(narrow: 
     assert counters["stats"]["unique_graphs"] == 4
 
 
-def test_whole_ladder_compiles_without_a_graph_break(narrow: ImageEncoderViT):
+@pytest.mark.parametrize("rungs", [RUNGS, RUNGS[: RUNGS.index("fused") + 1]], ids=["all", "fused"])
+def test_ladder_compiles_without_a_graph_break(narrow: ImageEncoderViT, rungs: tuple[str, ...]):
     torch._dynamo.reset()
     images = random_images(1)
-    expected = built(narrow, "bf16", "triton", "int8", "sparse")(images)
-    model = built(narrow, *RUNGS)  # fullgraph: a break is an error
+    expected = built(narrow, *(rung for rung in rungs if rung not in ("compile", "sdpa")))(images)
+    model = built(narrow, *rungs)  # fullgraph: a break is an error
     torch._dynamo.utils.counters.clear()
     assert relative_error(model(images), expected.float()) < 0.02
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -143,6 +146,26 @@ def test_forward_makes_no_tables_that_a_gpu_would_wait_for(narrow: ImageEncoderV
     waited_for = {"arange", "index"}
     assert waited_for <= operators_of(narrow)
     assert not waited_for & operators_of(built(narrow, *rungs))
+
+
+def test_gelu_is_fused_while_its_layer_is_as_it_was(narrow: ImageEncoderViT):
+    assert "linear_gelu" in operators_of(built(narrow, "fused"))
+    assert "linear_gelu" in operators_of(built(narrow, "bf16", "triton", "fused"))
+    assert "linear_gelu" not in operators_of(built(narrow, "fused", "int8"))
+    images = random_images(1)
+    assert torch.equal(built(narrow, "fused", "int8")(images), built(narrow, "int8")(images))
+
+
+def test_fused_rung_errs_as_its_gelu(narrow: ImageEncoderViT):
+    images = random_images(1)
+    assert 1e-6 < relative_error(built(narrow, "fused")(images), narrow(images)) < 3e-4
+
+
+def test_fused_gelu_is_the_exact_one_within_a_thousandth():
+    x = torch.linspace(-8, 8, 4096)[:, None]
+    weight, bias = torch.tensor([[1.0], [-0.5]]), torch.tensor([0.1, 0.3])
+    difference = (linear_gelu(x, weight, bias) - F.gelu(F.linear(x, weight, bias))).abs().max()
+    assert 1e-5 < difference < 1e-3
 
 
 def test_state_dict_keeps_its_names(narrow: ImageEncoderViT):

@@ -26,7 +26,8 @@ def encode(photograph: ClickedPhotograph, *rungs: str) -> torch.Tensor:
     [
         (("sdpa",), 0.9999),
         (("triton",), 0.9999),
-        (("bf16", "triton"), 0.99),
+        (("fused",), 0.999),
+        (("bf16", "triton", "fused"), 0.99),
         (("sdpa", "int8"), 0.985),
     ],
 )

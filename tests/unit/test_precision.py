@@ -45,9 +45,9 @@ def test_precisions_of_a_recent_gpu(describe_gpu):
     describe_gpu((9, 0))
     assert {name: chosen(name, GPU)[1] for name in PRECISIONS} == {
         "fp32": ("fp32",),
-        "bf16": ("fp32", "bf16", "compile", "sdpa", "triton"),
-        "int8": ("fp32", "bf16", "compile", "sdpa", "triton", "int8"),
-        "int8_sparse": ("fp32", "bf16", "compile", "sdpa", "triton", "int8", "sparse_mlp"),
+        "bf16": ("fp32", "bf16", "compile", "sdpa", "triton", "fused"),
+        "int8": ("fp32", "bf16", "compile", "sdpa", "triton", "fused", "int8"),
+        "int8_sparse": ("fp32", "bf16", "compile", "sdpa", "triton", "fused", "int8", "sparse_mlp"),
         "seed": RUNGS,
     }
 
@@ -85,7 +85,7 @@ def test_precision_that_a_gpu_cannot_do_is_refused(describe_gpu, capability, cus
 def test_rungs_that_cannot_be_had_are_left_out_and_named(describe_gpu):
     describe_gpu((8, 0), compiler=False)
     choice = choose_precision("bf16", GPU, MODEL_ID)
-    assert choice.rungs == ("fp32", "bf16", "sdpa")
+    assert choice.rungs == ("fp32", "bf16", "sdpa", "fused")
     assert [note.partition(":")[0] for note in choice.notes] == [
         "bf16 runs without the rung compile",
         "bf16 runs without the rung triton",
@@ -97,7 +97,7 @@ def test_rungs_that_cannot_be_had_are_left_out_and_named(describe_gpu):
 def test_auto_takes_no_8_bits_without_a_calibration_report(describe_gpu):
     describe_gpu((9, 0))
     choice = choose_precision("auto", GPU, MODEL_ID)
-    assert (choice.precision, choice.rungs) == ("bf16", RUNGS[:5])
+    assert (choice.precision, choice.rungs) == ("bf16", RUNGS[:6])
     (note,) = choice.notes
     assert "int8, int8_sparse, seed" in note
     assert "no calibration report on model 0123456789ab" in note
