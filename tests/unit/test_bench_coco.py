@@ -350,6 +350,7 @@ def test_rung_stands_on_those_below_it_that_the_device_can_do(monkeypatch, capsy
     to_int8 = ["fp32", "bf16", "compile", "sdpa", "fused", "int8"]
     assert coco_experiment.list_prefix("int8", cpu) == to_int8
     assert coco_experiment.list_prefix("sparse_mlp", cpu) == [*to_int8, "sparse_mlp"]
+    assert coco_experiment.list_prefix("fp8", cpu) == [*to_int8[:-1], "fp8"]
     assert coco_experiment.choose_rungs(None, cpu) == [*to_int8, "sparse"]
     assert "rung triton is left out: no" in capsys.readouterr().err
     assert coco_experiment.choose_rungs(["triton", "bf16"], cpu) == ["fp32", "bf16", "triton"]

@@ -68,7 +68,8 @@ def test_quantised_rows_err_by_their_rounding(dtype: torch.dtype):
 
 
 def test_normalised_rows_err_by_their_rounding():
-    x, branch, (weight, bias) = rows_of(), rows_of().flip(1), rows_of(2)
+    x, branch = rows_of(), rows_of().flip(1)
+    weight, bias = x[2], branch[2].flip(0)
     expected = F.layer_norm(x.float(), (192,), weight.float(), bias.float(), 1e-6)
     check_rounding(*normalise_rows(x, weight, bias, 1e-6), expected)
     total, *quantised = add_normalise_rows(x, branch, weight, bias, 1e-6)

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitsam.common.sam_modules import ImageEncoderViT
 from splitsam.encoder_service.calibrated_pruning import prune_on_images_
+from splitsam.encoder_service.float8 import Float8Linear
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.graphs import GraphedEncoder
-from splitsam.encoder_service.optimize import RUNGS, apply_rung, build_rungs, unsupported
+from splitsam.encoder_service.optimize import BESIDE, RUNGS, apply_rung, build_rungs, unsupported
 from splitsam.encoder_service.sparsity import (
     Int8SparseLinear,
     SparseLinear,
@@ -23,8 +24,10 @@ from splitsam.encoder_service.sparsity import (
     prune_2_4_,
     quantise_rows,
 )
+from splitsam.kernels.quantise_rows import quantise_rows_reference
 
 CPU = torch.device("cpu")
+TO_FUSED = RUNGS[: RUNGS.index("fused") + 1]
 
 
 def built(encoder: ImageEncoderViT, *rungs: str) -> nn.Module:
@@ -84,6 +87,8 @@ def test_rung_reads_every_position_table(narrow: ImageEncoderViT, rung: str, blo
         (("bf16", "triton"), 0.02),
         (("bf16", "triton", "fused"), 0.02),
         (("sdpa", "int8"), 0.02),
+        # Factors with 4 bits, eight products in a row.
+        (("bf16", "triton", "fp8"), 0.04),
         (("bf16", "sdpa", "triton", "fused", "int8"), 0.02),
     ],
 )
@@ -110,7 +115,7 @@ def test_compiled_encoder_is_exact_and_compiles_each_kind_of_block_once(narrow: 
     assert counters["stats"]["unique_graphs"] == 4
 
 
-@pytest.mark.parametrize("rungs", [RUNGS, RUNGS[: RUNGS.index("fused") + 1]], ids=["all", "fused"])
+@pytest.mark.parametrize("rungs", [RUNGS, TO_FUSED, (*TO_FUSED, "fp8")], ids=["all", "fused", "fp8"])
 def test_ladder_compiles_without_a_graph_break(narrow: ImageEncoderViT, rungs: tuple[str, ...]):
     torch._dynamo.reset()
     images = random_images(1)
@@ -173,6 +178,46 @@ def test_state_dict_keeps_its_names(narrow: ImageEncoderViT):
     assert model.state_dict().keys() == narrow.state_dict().keys()
 
 
+def test_float8_keeps_names_and_the_dtype_of_what_is_not_multiplied(narrow: ImageEncoderViT):
+    model = built(narrow, "bf16", "triton", "fp8")
+    layers = find_linears(narrow, "all")
+    weights = model.state_dict()
+    assert weights.keys() == narrow.state_dict().keys() | {f"{name}.scales" for name in layers}
+    in_8_bits = {name for name, weight in weights.items() if weight.dtype == torch.float8_e4m3fn}
+    assert in_8_bits == {f"{name}.weight" for name in layers}
+    for name, layer in layers.items():
+        found = weights[f"{name}.weight"].float() * weights[f"{name}.scales"].t()
+        assert 0.02 < relative_error(found, layer.weight) < 0.03
+    assert {weight.dtype for name, weight in weights.items() if not name.endswith("scales")} == {
+        torch.float8_e4m3fn,
+        torch.bfloat16,
+    }
+
+
+def test_float8_multiplies_what_was_rounded_and_nothing_else(narrow: ImageEncoderViT):
+    operators = operators_of(built(narrow, "bf16", "fp8"))
+    assert {"add_normalise_rows", "quantise_rows", "scaled_product", "global_attention"} <= operators
+    x, weight = torch.randn(7, 64).bfloat16(), torch.randn(48, 64).bfloat16()
+    bias = torch.randn(48).bfloat16()
+    layer = nn.Linear(64, 48, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    expected = F.linear(x.float(), weight.float(), bias.float())
+    rows, scales = quantise_rows_reference(x)
+    weight_rows, weight_scales = quantise_rows_reference(weight)
+    dequantised = (rows.float() * scales) @ (weight_rows.float() * weight_scales).t() + bias.float()
+    found = Float8Linear(layer)(rows, scales)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, dequantised) < 3e-3
+    assert 0.02 < relative_error(found, expected) < 0.05  # two factors that err by 2.6 % each
+
+
+@pytest.mark.parametrize("rungs", [("fp8",), ("bf16", "int8", "fp8")])
+def test_float8_refuses_weights_it_cannot_round(narrow: ImageEncoderViT, rungs: tuple[str, ...]):
+    with pytest.raises(ValueError, match="apply bf16 before, and neither int8"):
+        built(narrow, *rungs)
+
+
 def test_rungs_are_applied_in_the_order_of_the_ladder(narrow: ImageEncoderViT):
     images = random_images(1)
     model = built(narrow, "triton", "sdpa", "bf16")
@@ -202,7 +247,7 @@ def test_kernels_refuse_heads_and_windows_they_do_not_know(head_dim: int, window
 
 
 def test_cpu_says_what_it_does_not_speed_up():
-    reasons = {rung: unsupported(rung, CPU) for rung in (*RUNGS, "sparse_mlp")}
+    reasons = {rung: unsupported(rung, CPU) for rung in (*RUNGS, *BESIDE)}
     assert [rung for rung, reason in reasons.items() if reason is None] == ["fp32", "bf16", "compile", "sdpa", "int8"]
     assert all("CUDA GPU" in reason for reason in reasons.values() if reason is not None)
 
