@@ -26,7 +26,7 @@ def collect(
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Precision of the image encoder: fp32 (default), bf16, int8, int8_sparse, seed or auto."),
+        typer.Option(help="Of the image encoder: fp32 (default), bf16, fp8, int8, int8_sparse, seed or auto."),
     ] = None,
     encoder_arg: Annotated[
         list[str], typer.Option("--encoder-arg", help="Another argument of serve-encoder, e.g. --batch-sizes=1,4.")

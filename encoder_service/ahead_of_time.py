@@ -32,6 +32,12 @@ from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 from splitsam.encoder_service.sparsity import find_linears
 
 _ON_WEIGHTS = ("bf16", "int8", "sparse", SPARSE_MLP)
+# What there is no file for, and why.
+_MADE_AT_START = {
+    "fp32": "leaves weights as they are",
+    "fp8": "rounds weights when a service loads them, in seconds",
+    "auto": "is chosen by each service when it starts",
+}
 _CPU = torch.device("cpu")
 _DEVICES = ("cpu", "cuda")
 _MIB = 2**20
@@ -93,9 +99,8 @@ def choose_rungs(precision: str, device: str) -> tuple[str, ...]:
         CheckpointError: nothing can be done ahead of time for this precision, or on this kind of device.
     """
     able = ", ".join(OPTIMISED_PRECISIONS)
-    if precision in ("fp32", "auto"):
-        reason = "leaves weights as they are" if precision == "fp32" else "is chosen by each service when it starts"
-        raise CheckpointError(f"--precision {precision} {reason}: ahead of time take one of {able}")
+    if precision in _MADE_AT_START:
+        raise CheckpointError(f"--precision {precision} {_MADE_AT_START[precision]}: ahead of time take one of {able}")
     if precision not in OPTIMISED_PRECISIONS:
         raise CheckpointError(f"--precision takes one of {able}, not {precision!r}")
     if device == "auto":

@@ -5,11 +5,17 @@
     compile  torch.compile block by block: two kinds of blocks are compiled, not 12, 24 or 32
     sdpa     scaled_dot_product_attention, position terms as a dense mask
     triton   this project's attention kernels, position terms made inside
+    fused    the GELU of each MLP inside the product before it, in the tanh form
     int8     torchao's dynamic int8 on every linear layer of the blocks
-    sparse   2:4 magnitude pruning of those layers, or (sparse_mlp, beside the ladder) of the MLPs alone
+    sparse   2:4 magnitude pruning of those layers
+
+Beside the ladder stand
+
+    sparse_mlp   in the place of sparse: 2:4 pruning of the MLPs alone
+    fp8          in the place of int8 and all after it: 8-bit floats in those layers, made in the kernel before each
 
 A rung changes the encoder in place and stands on any of those before it. `GraphedEncoder` makes CUDA graphs of the
-result. On a CPU, triton and sparse compute the same numbers without their speed.
+result. On a CPU, triton, fused, sparse and fp8 compute the same numbers without their speed.
 Source: https://pytorch.org/blog/accelerating-generative-ai/
 """
 
@@ -21,18 +27,23 @@ from torch import nn
 
 from splitsam.common.sam_modules import ImageEncoderViT
 from splitsam.encoder_service.attention import PatchProduct, ProductAttention, RelPosAttention, SdpaAttention
+from splitsam.encoder_service.fused import FusedMlp
 from splitsam.encoder_service.sparsity import sparsify_
 
-RUNGS: tuple[str, ...] = ("fp32", "bf16", "compile", "sdpa", "triton", "int8", "sparse")
+RUNGS: tuple[str, ...] = ("fp32", "bf16", "compile", "sdpa", "triton", "fused", "int8", "sparse")
 SPARSE_MLP = "sparse_mlp"
+FP8 = "fp8"
+# The rungs beside the ladder, and which each stands in the place of, with all after it.
+BESIDE = {SPARSE_MLP: "sparse", FP8: "int8"}
 LEAST_CAPABILITY = (8, 0)
+_CAPABILITIES = {FP8: (8, 9)}  # where it is another
 
 
 def apply_rung(name: str, image_encoder: nn.Module) -> nn.Module:
     """Apply one rung to an encoder that has those it needs; the encoder is changed in place and returned.
 
     Args:
-        name: one of RUNGS, or `sparse_mlp`.
+        name: one of RUNGS or BESIDE.
         image_encoder: `segment_anything`'s, with its weights loaded, on its device.
 
     Raises:
@@ -69,13 +80,14 @@ def build_rungs(image_encoder: nn.Module, rungs: Sequence[str], device: torch.de
 
 def unsupported(rung: str, device: torch.device) -> str | None:
     """Why a rung gains nothing on this device, or cannot run there; None when it can."""
-    if rung in ("compile", "triton") and not _has_compiler():
+    if rung in ("compile", "triton", FP8) and not _has_compiler():
         return "there is no C++ compiler, which torch.compile and Triton need"
     if device.type != "cuda":
         return _NEEDS_GPU.get(rung)
     capability = torch.cuda.get_device_capability(device)
-    if rung not in _ANY_GPU and capability < LEAST_CAPABILITY:
-        return f"it needs compute capability {_dotted(LEAST_CAPABILITY)}, the GPU has {_dotted(capability)}"
+    least = _CAPABILITIES.get(rung, LEAST_CAPABILITY)
+    if rung not in _ANY_GPU and capability < least:
+        return f"it needs compute capability {_dotted(least)}, the GPU has {_dotted(capability)}"
     if rung in _SPARSE and not torch.backends.cusparselt.is_available():
         return "this build of PyTorch has no cuSPARSELt"
     return None
@@ -83,7 +95,11 @@ def unsupported(rung: str, device: torch.device) -> str | None:
 
 _SPARSE = ("sparse", SPARSE_MLP)
 _ANY_GPU = ("fp32", "sdpa")
-_NEEDS_GPU = dict.fromkeys(_SPARSE, "2:4 arithmetic needs a CUDA GPU") | {"triton": "the kernels need a CUDA GPU"}
+_NEEDS_GPU = dict.fromkeys(_SPARSE, "2:4 arithmetic needs a CUDA GPU") | {
+    "triton": "the kernels need a CUDA GPU",
+    "fused": "a GELU inside a product needs a CUDA GPU",
+    FP8: "8-bit floats need a CUDA GPU",
+}
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -130,6 +146,11 @@ def _use_kernels(image_encoder: nn.Module) -> None:
         block.window_size = 0  # the block neither cuts nor pads any more
 
 
+def _fuse(image_encoder: nn.Module) -> None:
+    for block in _work_out_shapes(image_encoder).blocks:
+        block.mlp = FusedMlp(block.mlp)
+
+
 def _quantise(image_encoder: nn.Module) -> None:
     # Imported here: it takes seconds, and the exact precisions do without.
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
@@ -137,6 +158,16 @@ def _quantise(image_encoder: nn.Module) -> None:
     # Its own settings of the compiler would tune kernels for minutes.
     config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     quantize_(_work_out_shapes(image_encoder).blocks, config)
+
+
+def _use_float8(image_encoder: nn.Module) -> None:
+    from splitsam.encoder_service.float8 import use_float8_
+    from splitsam.encoder_service.kernel_attention import KernelAttention
+
+    encoder = _work_out_shapes(image_encoder)
+    if not isinstance(encoder.blocks[0].attn, KernelAttention):
+        _use_kernels(encoder)  # its blocks take whole grids
+    use_float8_(encoder)
 
 
 def _work_out_shapes(image_encoder: nn.Module) -> Any:
@@ -156,14 +187,16 @@ def _work_out_shapes(image_encoder: nn.Module) -> Any:
     return encoder
 
 
-# In the order of the ladder.
+# In the order of the ladder, those beside it last.
 _APPLY: dict[str, Callable[[nn.Module], None]] = {
     "fp32": _keep,
     "bf16": _round,
     "compile": _compile,
     "sdpa": _use_sdpa,
     "triton": _use_kernels,
+    "fused": _fuse,
     "int8": _quantise,
     "sparse": sparsify_,
     SPARSE_MLP: lambda image_encoder: sparsify_(image_encoder, "mlp"),
+    FP8: _use_float8,
 }

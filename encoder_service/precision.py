@@ -5,15 +5,16 @@ from dataclasses import dataclass
 import torch
 
 from splitsam.common.settings import SettingsProblem
-from splitsam.encoder_service.optimize import RUNGS, SPARSE_MLP, unsupported
+from splitsam.encoder_service.optimize import FP8, RUNGS, SPARSE_MLP, unsupported
 
 AUTO = "auto"
-_TO_KERNELS = RUNGS[: RUNGS.index("triton") + 1]
+_TO_FUSED = RUNGS[: RUNGS.index("fused") + 1]
 _TO_INT8 = RUNGS[: RUNGS.index("int8") + 1]
 # fp32 stays the reference, untouched. A CPU leaves out what it has to compile for longer than it gains.
 _ON_GPU: dict[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
-    "bf16": _TO_KERNELS,
+    "bf16": _TO_FUSED,
+    "fp8": (*_TO_FUSED, FP8),
     "int8": _TO_INT8,
     "int8_sparse": (*_TO_INT8, SPARSE_MLP),
     "seed": RUNGS,
@@ -24,8 +25,8 @@ _ON_CPU: dict[str, tuple[str, ...]] = {
     "int8": ("fp32", "sdpa", "int8"),
 }
 # These change speed and memory; the others are what a precision is.
-_OPTIONAL = ("compile", "sdpa", "triton")
-_NEED_CALIBRATION = ("int8", "int8_sparse", "seed")
+_OPTIONAL = ("compile", "sdpa", "triton", "fused")
+_NEED_CALIBRATION = ("fp8", "int8", "int8_sparse", "seed")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def choose_precision(asked: str, device: torch.device, model_id: str) -> Precisi
     """Decide what a service computes in.
 
     Args:
-        asked: fp32, bf16, int8, int8_sparse, seed, or auto: the fastest that is known to keep this model's masks.
+        asked: fp32, bf16, fp8, int8, int8_sparse, seed, or auto: the fastest that is known to keep this model's masks.
         model_id: of the weights, by which a calibration report would be found.
 
     Raises:

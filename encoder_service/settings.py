@@ -16,7 +16,7 @@ class EncoderSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="SPLITSAM_ENCODER_", cli_prog_name="splitsam serve-encoder")
 
     port: Port = Field(50051, description="gRPC port; 0 picks a free one")
-    precision: Literal["fp32", "bf16", "int8", "int8_sparse", "seed", "auto"] = Field(
+    precision: Literal["fp32", "bf16", "fp8", "int8", "int8_sparse", "seed", "auto"] = Field(
         "fp32", description="Numbers the image encoder computes in; auto: the fastest known to keep the masks"
     )
     codec: Literal["fp16", "bf16"] = Field("fp16", description="Numbers an embedding is stored in")

@@ -1,4 +1,4 @@
-"""What both attention kernels ask of their arguments."""
+"""What the kernels of the encoder ask of their arguments."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # A tile side is a power of two: a head of 80 is computed as 64 + 16.
 _HEAD_PARTS = {64: (64, 0), 80: (64, 16)}
 HEAD_DIMS = tuple(_HEAD_PARTS)
+MAX_CHANNELS = 8192
 
 
 def has_no_kernel(device: torch.device) -> bool:
@@ -50,3 +51,13 @@ def check_scale(scale: float) -> None:
     """Raises ValueError unless `scale` is positive and finite: a kernel divides by it and takes maxima before it."""
     if not 0.0 < scale < float("inf"):
         raise ValueError(f"scale must be positive and finite, not {scale}")
+
+
+def check_rows(name: str, x: torch.Tensor) -> None:
+    """Raises ValueError unless `x` is [M, C], contiguous, in floating point, with a C that 8-bit products take."""
+    if x.ndim != 2 or 0 in x.shape or x.shape[1] % 16 or x.shape[1] > MAX_CHANNELS:
+        raise ValueError(f"{name} must be [M, C], C a multiple of 16 up to {MAX_CHANNELS}, not {list(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} must be of {', '.join(map(str, DTYPES))}, not {x.dtype}")
+    if not x.is_contiguous() or x.data_ptr() % 16:
+        raise ValueError(f"{name} must be contiguous from a multiple of 16 bytes on, not at strides {x.stride()}")

@@ -5,8 +5,9 @@
     python -m bench.coco --annotations out/drawn/instances.json --images out/drawn/images --rungs bf16
 
 A rung's row is the encoder with it and all rungs below it that this device can do (`sparse_mlp` is 2:4 on the MLPs
-alone); the decoder stays in fp32, so that a difference is the encoder's. The point is the seed's, described at
-`scores.find_centre_point`. An image is encoded once and answers each point with three masks at its own resolution.
+alone, `fp8` stands in the place of int8); the decoder stays in fp32, so that a difference is the encoder's. The point
+is the seed's, described at `scores.find_centre_point`. An image is encoded once and answers each point with three masks
+at its own resolution.
 Columns, means over objects:
 
     own choice   ground truth, the mask this rung rates best: the seed's figure

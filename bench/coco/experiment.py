@@ -26,10 +26,10 @@ from splitsam.common.checkpoints import LoadedModel
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
 from splitsam.decoder_service.model import DecoderModel
-from splitsam.encoder_service.optimize import RUNGS, SPARSE_MLP, build_rungs, unsupported
+from splitsam.encoder_service.optimize import BESIDE, RUNGS, build_rungs, unsupported
 
 REFERENCE = "fp32"
-LADDER = (*RUNGS, SPARSE_MLP)
+LADDER = (*RUNGS, *BESIDE)
 IMAGES_AHEAD = 4
 PROBLEMS_SHOWN = 20
 
@@ -95,8 +95,8 @@ class Experiment:
 
 
 def list_prefix(rung: str, device: torch.device) -> list[str]:
-    """This rung on all below it that the device can do; 2:4 on the MLPs alone stands where 2:4 on all layers does."""
-    below = RUNGS[: RUNGS.index("sparse" if rung == SPARSE_MLP else rung)]
+    """This rung on all below it, or below the one whose place it takes, that the device can do."""
+    below = RUNGS[: RUNGS.index(BESIDE.get(rung, rung))]
     return [*(name for name in below if unsupported(name, device) is None), rung]
 
 

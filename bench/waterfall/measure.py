@@ -15,16 +15,16 @@ import torch
 
 from bench.pruning import Sources
 from bench.waterfall.masks import Agreement, MaskComparison
-from bench.waterfall.pipelines import BESIDE, NESTED, Pipeline, build_encoder, build_pipeline, rungs_up_to
+from bench.waterfall.pipelines import NESTED, Pipeline, build_encoder, build_pipeline, rungs_up_to
 from bench.waterfall.rows import BASELINE, Row
 from bench.waterfall.subjects import Clicks, HeldOut, Subject, draw_clicks, draw_noise, prepare_image, relative_error
 from bench.waterfall.timing import MemoryRecorder, measure_peak_mib, profile_calls, synchronize, time_calls
 from splitsam.common.precision import exact_convolutions
-from splitsam.encoder_service.optimize import SPARSE_MLP, unsupported
+from splitsam.encoder_service.optimize import FP8, SPARSE_MLP, unsupported
 
 FP32_ERROR = 1e-4
 UNRELATED = math.sqrt(2)  # the relative error of an answer that has nothing to do with the right one
-LOSSY = ("int8", "sparse", SPARSE_MLP)
+LOSSY = ("int8", "sparse", SPARSE_MLP, FP8)
 
 
 class WrongAnswerError(Exception):
@@ -106,7 +106,8 @@ class Waterfall:
             with _exact_inference(device):
                 tried = self._try(rung, batch, profiled=(batch, rung) in last)
             if tried is not None:
-                before = [row for row in rows if row.batch == batch and row.rung != BESIDE.get(rung)]
+                below = (BASELINE, *rungs_up_to(self._options.scope, rung))
+                before = [row for row in rows if row.batch == batch and row.rung in below]
                 rows.append(self._row(rung, batch, tried, before[-1] if before else None, baseline))
                 yield rows[-1]
 

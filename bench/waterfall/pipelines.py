@@ -23,11 +23,10 @@ from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import Prompt, Selection
 from splitsam.encoder_service.graphs import GraphedEncoder
-from splitsam.encoder_service.optimize import RUNGS, SPARSE_MLP, build_rungs
+from splitsam.encoder_service.optimize import BESIDE, RUNGS, build_rungs
 
 NESTED = "nested"
 PROMPTS_PER_CALL = 64  # segment_anything's own, in its mask generator
-BESIDE = {SPARSE_MLP: "sparse"}  # a rung that takes the place of another
 _AFTER_NESTED = RUNGS.index("triton") + 1
 LADDERS = {
     "encoder": (*RUNGS, *BESIDE),
@@ -142,10 +141,9 @@ class Pipeline:
 
 
 def rungs_up_to(scope: str, rung: str) -> tuple[str, ...]:
-    """What a rung is built of: all before it, without the one whose place it takes, and itself."""
+    """What a rung is built of: all before it, or before the one whose place it takes, and itself."""
     ladder = LADDERS[scope]
-    before = ladder[: ladder.index(rung)]
-    return (*(name for name in before if name not in BESIDE and name != BESIDE.get(rung)), rung)
+    return (*ladder[: ladder.index(BESIDE.get(rung, rung))], rung)
 
 
 def build_pipeline(

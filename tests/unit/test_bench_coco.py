@@ -347,9 +347,11 @@ def test_rung_stands_on_those_below_it_that_the_device_can_do(monkeypatch, capsy
     monkeypatch.setattr(coco_experiment, "unsupported", lambda rung, device: "no" if rung == "triton" else None)
     cpu = torch.device("cpu")
     assert coco_experiment.list_prefix("fp32", cpu) == ["fp32"]
-    assert coco_experiment.list_prefix("int8", cpu) == ["fp32", "bf16", "compile", "sdpa", "int8"]
-    assert coco_experiment.list_prefix("sparse_mlp", cpu) == ["fp32", "bf16", "compile", "sdpa", "int8", "sparse_mlp"]
-    assert coco_experiment.choose_rungs(None, cpu) == ["fp32", "bf16", "compile", "sdpa", "int8", "sparse"]
+    to_int8 = ["fp32", "bf16", "compile", "sdpa", "fused", "int8"]
+    assert coco_experiment.list_prefix("int8", cpu) == to_int8
+    assert coco_experiment.list_prefix("sparse_mlp", cpu) == [*to_int8, "sparse_mlp"]
+    assert coco_experiment.list_prefix("fp8", cpu) == [*to_int8[:-1], "fp8"]
+    assert coco_experiment.choose_rungs(None, cpu) == [*to_int8, "sparse"]
     assert "rung triton is left out: no" in capsys.readouterr().err
     assert coco_experiment.choose_rungs(["triton", "bf16"], cpu) == ["fp32", "bf16", "triton"]
     assert "rung triton is tried, but: no" in capsys.readouterr().err

@@ -154,7 +154,7 @@ def test_a_wrong_rung_is_not_timed_and_the_next_goes_on(tiny, monkeypatch, capsy
     assert "left out: fp32 at batch 1: WrongAnswerError: embedding error" in capsys.readouterr().out
 
 
-def test_the_rung_beside_the_ladder_takes_the_place_of_its_neighbour(tiny, monkeypatch):
+def test_a_rung_beside_the_ladder_takes_the_place_of_another_and_all_after_it(tiny, monkeypatch):
     built = []
 
     def build_rungs(image_encoder, rungs, device):
@@ -162,13 +162,15 @@ def test_the_rung_beside_the_ladder_takes_the_place_of_its_neighbour(tiny, monke
         return image_encoder
 
     monkeypatch.setattr("bench.waterfall.pipelines.build_rungs", build_rungs)
-    able = ("fp32", "int8", "sparse", "sparse_mlp")
+    able = ("fp32", "fused", "int8", "sparse", "sparse_mlp", "fp8")
     limit_rungs(monkeypatch, able)
     waterfall = Waterfall(Subject("tiny", "random", tiny), Sources(tiny, (), CPU), None, options(rungs=able), MACHINE)
-    _, _, int8, sparse, sparse_mlp = waterfall.run()
-    assert built[1:] == [["fp32", "int8"], ["fp32", "int8", "sparse"], ["fp32", "int8", "sparse_mlp"]]
+    _, _, fused, int8, sparse, sparse_mlp, fp8 = waterfall.run()
+    to_int8 = ["fp32", "fused", "int8"]
+    assert built[1:] == [to_int8[:2], to_int8, [*to_int8, "sparse"], [*to_int8, "sparse_mlp"], ["fp32", "fused", "fp8"]]
     assert sparse.x_prev == pytest.approx(sparse.img_s / int8.img_s)
     assert sparse_mlp.x_prev == pytest.approx(sparse_mlp.img_s / int8.img_s)
+    assert fp8.x_prev == pytest.approx(fp8.img_s / fused.img_s)
 
 
 def test_an_unsupported_rung_says_why_and_random_weights_have_no_mask_figures(tiny, capsys):

@@ -83,6 +83,7 @@ def test_missing_file_is_one_line_and_status_1(run, tmp_path):
     ("precision", "checkpoint", "out", "words"),
     [
         ("fp32", "x.pth", "x.safetensors", ["--precision fp32", "bf16, int8"]),
+        ("fp8", "x.pth", "x.safetensors", ["--precision fp8 rounds weights when a service loads them"]),
         ("seed", "absent.pth", "x.safetensors", ["no checkpoint file at absent.pth"]),
         ("seed", "x.pth", "x.pth", ["--out", "ends in .safetensors"]),
         ("seed", "x.pth", "/dev/null/x.safetensors", ["/dev/null"]),

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitsam.common.sam_modules import ImageEncoderViT
 from splitsam.encoder_service.calibrated_pruning import prune_on_images_
+from splitsam.encoder_service.float8 import Float8Linear
+from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.graphs import GraphedEncoder
-from splitsam.encoder_service.optimize import RUNGS, apply_rung, build_rungs, unsupported
+from splitsam.encoder_service.optimize import BESIDE, RUNGS, apply_rung, build_rungs, unsupported
 from splitsam.encoder_service.sparsity import (
     Int8SparseLinear,
     SparseLinear,
@@ -22,8 +24,10 @@ from splitsam.encoder_service.sparsity import (
     prune_2_4_,
     quantise_rows,
 )
+from splitsam.kernels.quantise_rows import quantise_rows_reference
 
 CPU = torch.device("cpu")
+TO_FUSED = RUNGS[: RUNGS.index("fused") + 1]
 
 
 def built(encoder: ImageEncoderViT, *rungs: str) -> nn.Module:
@@ -81,8 +85,11 @@ def test_rung_reads_every_position_table(narrow: ImageEncoderViT, rung: str, blo
         (("bf16",), 0.02),
         (("bf16", "sdpa"), 0.02),
         (("bf16", "triton"), 0.02),
+        (("bf16", "triton", "fused"), 0.02),
         (("sdpa", "int8"), 0.02),
-        (("bf16", "sdpa", "triton", "int8"), 0.02),
+        # Factors with 4 bits, eight products in a row.
+        (("bf16", "triton", "fp8"), 0.04),
+        (("bf16", "sdpa", "triton", "fused", "int8"), 0.02),
     ],
 )
 def test_rounding_rung_errs_within_its_bound(encoder: ImageEncoderViT, rungs: tuple[str, ...], bound: float):
@@ -108,11 +115,12 @@ def test_compiled_encoder_is_exact_and_compiles_each_kind_of_block_once(narrow: 
     assert counters["stats"]["unique_graphs"] == 4
 
 
-def test_whole_ladder_compiles_without_a_graph_break(narrow: ImageEncoderViT):
+@pytest.mark.parametrize("rungs", [RUNGS, TO_FUSED, (*TO_FUSED, "fp8")], ids=["all", "fused", "fp8"])
+def test_ladder_compiles_without_a_graph_break(narrow: ImageEncoderViT, rungs: tuple[str, ...]):
     torch._dynamo.reset()
     images = random_images(1)
-    expected = built(narrow, "bf16", "triton", "int8", "sparse")(images)
-    model = built(narrow, *RUNGS)  # fullgraph: a break is an error
+    expected = built(narrow, *(rung for rung in rungs if rung not in ("compile", "sdpa")))(images)
+    model = built(narrow, *rungs)  # fullgraph: a break is an error
     torch._dynamo.utils.counters.clear()
     assert relative_error(model(images), expected.float()) < 0.02
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -145,9 +153,69 @@ def test_forward_makes_no_tables_that_a_gpu_would_wait_for(narrow: ImageEncoderV
     assert not waited_for & operators_of(built(narrow, *rungs))
 
 
+def test_gelu_is_fused_while_its_layer_is_as_it_was(narrow: ImageEncoderViT):
+    assert "linear_gelu" in operators_of(built(narrow, "fused"))
+    assert "linear_gelu" in operators_of(built(narrow, "bf16", "triton", "fused"))
+    assert "linear_gelu" not in operators_of(built(narrow, "fused", "int8"))
+    images = random_images(1)
+    assert torch.equal(built(narrow, "fused", "int8")(images), built(narrow, "int8")(images))
+
+
+def test_fused_rung_errs_as_its_gelu(narrow: ImageEncoderViT):
+    images = random_images(1)
+    assert 1e-6 < relative_error(built(narrow, "fused")(images), narrow(images)) < 3e-4
+
+
+def test_fused_gelu_is_the_exact_one_within_a_thousandth():
+    x = torch.linspace(-8, 8, 4096)[:, None]
+    weight, bias = torch.tensor([[1.0], [-0.5]]), torch.tensor([0.1, 0.3])
+    difference = (linear_gelu(x, weight, bias) - F.gelu(F.linear(x, weight, bias))).abs().max()
+    assert 1e-5 < difference < 1e-3
+
+
 def test_state_dict_keeps_its_names(narrow: ImageEncoderViT):
     model = built(narrow, *RUNGS)
     assert model.state_dict().keys() == narrow.state_dict().keys()
+
+
+def test_float8_keeps_names_and_the_dtype_of_what_is_not_multiplied(narrow: ImageEncoderViT):
+    model = built(narrow, "bf16", "triton", "fp8")
+    layers = find_linears(narrow, "all")
+    weights = model.state_dict()
+    assert weights.keys() == narrow.state_dict().keys() | {f"{name}.scales" for name in layers}
+    in_8_bits = {name for name, weight in weights.items() if weight.dtype == torch.float8_e4m3fn}
+    assert in_8_bits == {f"{name}.weight" for name in layers}
+    for name, layer in layers.items():
+        found = weights[f"{name}.weight"].float() * weights[f"{name}.scales"].t()
+        assert 0.02 < relative_error(found, layer.weight) < 0.03
+    assert {weight.dtype for name, weight in weights.items() if not name.endswith("scales")} == {
+        torch.float8_e4m3fn,
+        torch.bfloat16,
+    }
+
+
+def test_float8_multiplies_what_was_rounded_and_nothing_else(narrow: ImageEncoderViT):
+    operators = operators_of(built(narrow, "bf16", "fp8"))
+    assert {"add_normalise_rows", "quantise_rows", "scaled_product", "global_attention"} <= operators
+    x, weight = torch.randn(7, 64).bfloat16(), torch.randn(48, 64).bfloat16()
+    bias = torch.randn(48).bfloat16()
+    layer = nn.Linear(64, 48, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    expected = F.linear(x.float(), weight.float(), bias.float())
+    rows, scales = quantise_rows_reference(x)
+    weight_rows, weight_scales = quantise_rows_reference(weight)
+    dequantised = (rows.float() * scales) @ (weight_rows.float() * weight_scales).t() + bias.float()
+    found = Float8Linear(layer)(rows, scales)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, dequantised) < 3e-3
+    assert 0.02 < relative_error(found, expected) < 0.05  # two factors that err by 2.6 % each
+
+
+@pytest.mark.parametrize("rungs", [("fp8",), ("bf16", "int8", "fp8")])
+def test_float8_refuses_weights_it_cannot_round(narrow: ImageEncoderViT, rungs: tuple[str, ...]):
+    with pytest.raises(ValueError, match="apply bf16 before, and neither int8"):
+        built(narrow, *rungs)
 
 
 def test_rungs_are_applied_in_the_order_of_the_ladder(narrow: ImageEncoderViT):
@@ -179,7 +247,7 @@ def test_kernels_refuse_heads_and_windows_they_do_not_know(head_dim: int, window
 
 
 def test_cpu_says_what_it_does_not_speed_up():
-    reasons = {rung: unsupported(rung, CPU) for rung in (*RUNGS, "sparse_mlp")}
+    reasons = {rung: unsupported(rung, CPU) for rung in (*RUNGS, *BESIDE)}
     assert [rung for rung, reason in reasons.items() if reason is None] == ["fp32", "bf16", "compile", "sdpa", "int8"]
     assert all("CUDA GPU" in reason for reason in reasons.values() if reason is not None)
 

@@ -26,8 +26,10 @@ def encode(photograph: ClickedPhotograph, *rungs: str) -> torch.Tensor:
     [
         (("sdpa",), 0.9999),
         (("triton",), 0.9999),
-        (("bf16", "triton"), 0.99),
+        (("fused",), 0.999),
+        (("bf16", "triton", "fused"), 0.99),
         (("sdpa", "int8"), 0.985),
+        (("bf16", "fp8"), 0.98),
     ],
 )
 def test_masks_agree_with_those_of_fp32(photograph: ClickedPhotograph, rungs: tuple[str, ...], bound: float):

@@ -15,6 +15,7 @@ from splitsam.encoder_service.settings import EncoderSettings
 from splitsam.v1 import types_pb2
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+SPARSE = "fp32, bf16, int8, int8_sparse, seed"
 MODEL_ID = "0123456789ab" + "f" * 52
 PRECISIONS = [name for name in get_args(EncoderSettings.model_fields["precision"].annotation) if name != "auto"]
 
@@ -45,9 +46,10 @@ def test_precisions_of_a_recent_gpu(describe_gpu):
     describe_gpu((9, 0))
     assert {name: chosen(name, GPU)[1] for name in PRECISIONS} == {
         "fp32": ("fp32",),
-        "bf16": ("fp32", "bf16", "compile", "sdpa", "triton"),
-        "int8": ("fp32", "bf16", "compile", "sdpa", "triton", "int8"),
-        "int8_sparse": ("fp32", "bf16", "compile", "sdpa", "triton", "int8", "sparse_mlp"),
+        "bf16": ("fp32", "bf16", "compile", "sdpa", "triton", "fused"),
+        "fp8": (*RUNGS[:6], "fp8"),
+        "int8": ("fp32", "bf16", "compile", "sdpa", "triton", "fused", "int8"),
+        "int8_sparse": ("fp32", "bf16", "compile", "sdpa", "triton", "fused", "int8", "sparse_mlp"),
         "seed": RUNGS,
     }
 
@@ -60,7 +62,7 @@ def test_precisions_of_a_cpu():
     ]
 
 
-@pytest.mark.parametrize("asked", ["seed", "int8_sparse"])
+@pytest.mark.parametrize("asked", ["seed", "int8_sparse", "fp8"])
 def test_precision_that_a_cpu_cannot_do_is_refused_with_those_it_can(asked: str):
     line = rf"^precision: {asked} is not for cpu: .* needs? a CUDA GPU; it can do fp32, bf16, int8$"
     with pytest.raises(SettingsProblem, match=line):
@@ -72,6 +74,7 @@ def test_precision_that_a_cpu_cannot_do_is_refused_with_those_it_can(asked: str)
     [
         ((7, 5), True, "bf16", "needs compute capability 8.0, the GPU has 7.5", "fp32"),
         ((8, 0), False, "seed", "no cuSPARSELt", "fp32, bf16, int8"),
+        ((8, 6), True, "fp8", "fp8 is not for cuda:0: it needs compute capability 8.9, the GPU has 8.6", SPARSE),
         ((8, 0), False, "int8_sparse", "no cuSPARSELt", "fp32, bf16, int8"),
     ],
 )
@@ -85,21 +88,23 @@ def test_precision_that_a_gpu_cannot_do_is_refused(describe_gpu, capability, cus
 def test_rungs_that_cannot_be_had_are_left_out_and_named(describe_gpu):
     describe_gpu((8, 0), compiler=False)
     choice = choose_precision("bf16", GPU, MODEL_ID)
-    assert choice.rungs == ("fp32", "bf16", "sdpa")
+    assert choice.rungs == ("fp32", "bf16", "sdpa", "fused")
     assert [note.partition(":")[0] for note in choice.notes] == [
         "bf16 runs without the rung compile",
         "bf16 runs without the rung triton",
     ]
-    with pytest.raises(SettingsProblem, match=r"seed is not for cuda:0: there is no C\+\+ compiler"):
-        choose_precision("seed", GPU, MODEL_ID)
+    describe_gpu((9, 0), compiler=False)
+    for asked in ("seed", "fp8"):
+        with pytest.raises(SettingsProblem, match=rf"{asked} is not for cuda:0: there is no C\+\+ compiler"):
+            choose_precision(asked, GPU, MODEL_ID)
 
 
 def test_auto_takes_no_8_bits_without_a_calibration_report(describe_gpu):
     describe_gpu((9, 0))
     choice = choose_precision("auto", GPU, MODEL_ID)
-    assert (choice.precision, choice.rungs) == ("bf16", RUNGS[:5])
+    assert (choice.precision, choice.rungs) == ("bf16", RUNGS[:6])
     (note,) = choice.notes
-    assert "int8, int8_sparse, seed" in note
+    assert "fp8, int8, int8_sparse, seed" in note
     assert "no calibration report on model 0123456789ab" in note
 
 
