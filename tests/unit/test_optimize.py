@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitsam.common.sam_modules import ImageEncoderViT
 from splitsam.encoder_service.calibrated_pruning import prune_on_images_
-from splitsam.encoder_service.float8 import Float8Linear
+from splitsam.encoder_service.float8 import Float8Linear, scaled_product
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.graphs import GraphedEncoder
 from splitsam.encoder_service.optimize import BESIDE, RUNGS, apply_rung, build_rungs, unsupported
@@ -210,6 +210,20 @@ def test_float8_multiplies_what_was_rounded_and_nothing_else(narrow: ImageEncode
     assert found.dtype == torch.bfloat16
     assert relative_error(found, dequantised) < 3e-3
     assert 0.02 < relative_error(found, expected) < 0.05  # two factors that err by 2.6 % each
+
+
+def test_float8_product_is_that_of_pytorch():
+    """Called as on a GPU."""
+    x, weight, bias = torch.randn(7, 64), torch.randn(48, 64), torch.randn(48).bfloat16()
+    (rows, scales), (weight_rows, weight_scales) = quantise_rows_reference(x), quantise_rows_reference(weight)
+    weight_scales = weight_scales.t().contiguous()
+    factors = {"scale_a": scales, "scale_b": weight_scales, "bias": bias, "out_dtype": bias.dtype}
+    try:
+        expected = torch._scaled_mm(rows, weight_rows.t(), use_fast_accum=True, **factors)
+    except RuntimeError as error:
+        pytest.skip(f"this PyTorch multiplies rows of e4m3 on a GPU alone: {error}")
+    found = scaled_product(rows, scales, weight_rows, weight_scales, bias)
+    assert relative_error(found, expected.float()) < 1e-3
 
 
 @pytest.mark.parametrize("rungs", [("fp8",), ("bf16", "int8", "fp8")])
