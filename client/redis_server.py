@@ -30,7 +30,9 @@ def find_redis_server() -> str:
     return found
 
 
-def start_redis(port: int, password: str, folder: Path, environment: Mapping[str, str] | None = None) -> Child:
+def start_redis(
+    port: int, password: str, folder: Path, environment: Mapping[str, str] | None = None, memory: str = "1gb"
+) -> Child:
     """Start redis-server; see `wait_until_answering`.
 
     Args:
@@ -38,6 +40,7 @@ def start_redis(port: int, password: str, folder: Path, environment: Mapping[str
         password: needed by every client; it reaches Redis over a pipe, never as an argument.
         folder: for its log and working directory.
         environment: variables on top of this process's own.
+        memory: from which on it evicts what is used least, as its `maxmemory` is written.
     """
     data = folder / "redis"
     data.mkdir(exist_ok=True)
@@ -48,7 +51,7 @@ def start_redis(port: int, password: str, folder: Path, environment: Mapping[str
         f'dir "{data}"',
         'save ""',
         "appendonly no",
-        "maxmemory 1gb",
+        f"maxmemory {memory}",
         "maxmemory-policy allkeys-lfu",
     ]
     stdin = "\n".join(settings) + "\n"

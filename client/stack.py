@@ -33,6 +33,7 @@ class StackSettings:
         encoder_health_port, decoder_health_port: in plaintext, where the stack itself looks, whatever TLS asks for.
         tls_cert_file, tls_key_file, tls_client_ca_file: of both services.
         redis_url: an existing Redis instead of the embedded one.
+        redis_memory: from which on the embedded one evicts, as its `maxmemory` is written.
         encoder_args, decoder_args: further arguments of the services.
         run_folder: for logs and the deployment secret; a temporary one, removed after a clean stop, when None.
         start_timeout_s: longest wait for a service to be ready, downloading weights not included.
@@ -50,6 +51,7 @@ class StackSettings:
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
     redis_url: str | None = None
+    redis_memory: str = "1gb"
     encoder_args: tuple[str, ...] = ()
     decoder_args: tuple[str, ...] = ()
     run_folder: Path | None = None
@@ -170,7 +172,9 @@ class Stack:
             _write_private(self._folder / "secret", secrets.token_hex(32))
         _write_private(self._folder / "redis-url", self.redis_url)
         if self.settings.redis_url is None:
-            self.children["redis"] = start_redis(self.settings.redis_port, self._password, self._folder)
+            self.children["redis"] = start_redis(
+                self.settings.redis_port, self._password, self._folder, memory=self.settings.redis_memory
+            )
             wait_until_answering(self.children["redis"], self.redis_url, _REDIS_START_S)
         for name in _FULL_NAMES:
             self.children[name] = self._start_service(name)

@@ -42,6 +42,8 @@ class DecoderService:
         self._device = choose_device(settings.device)
         self._guard = DeviceGuard(self._device, metrics)
         on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            torch.set_num_threads(1)  # what the host computes is small, and other threads only spin for it
         self._batch_prompts = settings.max_batch_prompts if on_gpu else settings.cpu_batch_prompts
         self._forward_prompts = min(settings.prompts_per_forward, self._batch_prompts)
         self._servicer = DecoderServicer(settings)

@@ -77,6 +77,10 @@ class Replica:
             self.crashes += 1
         return status
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def may_end(self) -> None:
         """From now on its end is no crash."""
         self._may_end = True

@@ -10,16 +10,18 @@ sends the next image for encoding when the last one is begun; bench/README.md sa
 
 import argparse
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from bench.commit import read_commit
+from bench.faults.deployment import Replica
 from bench.load.annotators import Habits, Kind
 from bench.load.crowd import Crowd
 from bench.load.rows import Environment, Row
@@ -52,6 +54,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--model", default="vit_t", help="of --checkpoint, for the record")
     parser.add_argument("--checkpoint", help="weights; otherwise the shipped vit_t")
+    parser.add_argument("--decoders", type=int, default=1, help="processes, on one GPU if there is one")
+    parser.add_argument("--redis-memory", default="1gb", help="from which on it evicts, as of its `maxmemory`")
     parser.add_argument("--encoder-arg", action="append", default=[], help="another argument of serve-encoder")
     parser.add_argument("--decoder-arg", action="append", default=[], help="another argument of serve-decoder")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
@@ -64,6 +68,7 @@ def stack_settings(options: argparse.Namespace) -> StackSettings:
     return StackSettings(
         encoder_args=(*shared, "--max-queue-ms", str(options.encode_queue_ms), *options.encoder_arg),
         decoder_args=(*shared, "--max-queue-ms", str(options.click_queue_ms), *options.decoder_arg),
+        redis_memory=options.redis_memory,
     ).on_free_ports()
 
 
@@ -98,11 +103,27 @@ def describe_row(row: Row) -> str:
     return text + (f"; normal after {row.normal_after_s:.1f} s" if row.normal_after_s is not None else "")
 
 
-async def measure(options: argparse.Namespace, environment: Environment, stack: Stack) -> AsyncIterator[Row]:
+@contextlib.contextmanager
+def more_decoders(options: argparse.Namespace, stack: Stack) -> Iterator[list[Replica]]:
+    """Those that are asked for beside the stack's own."""
+    arguments = ("--secret-file", str(stack.folder / "secret"), *stack.settings.decoder_args)
+    with contextlib.ExitStack() as running:
+        decoders = []
+        for _ in range(options.decoders - 1):
+            decoders.append(Replica("decoder", stack.folder, stack.redis_url, arguments))
+            running.callback(decoders[-1].terminate)
+        for decoder in decoders:
+            decoder.until_ready(stack.settings.start_timeout_s)
+        yield decoders
+
+
+async def measure(
+    options: argparse.Namespace, environment: Environment, stack: Stack, decoders: Sequence[Replica]
+) -> AsyncIterator[Row]:
     habits = Habits(options.clicks_per_s, options.clicks_per_image)
-    async with Crowd(stack, options.image.read_bytes()) as crowd:
+    async with Crowd(stack, options.image.read_bytes(), [decoder.address for decoder in decoders]) as crowd:
         bounds: dict[Kind, int] = {"encode": options.encode_queue_ms, "click": options.click_queue_ms}
-        run = Run(stack, crowd, habits, bounds, environment)
+        run = Run(stack, decoders, crowd, habits, bounds, environment)
         rows = (
             run_overload(run, options.overload, options.seconds, options.calm_seconds)
             if options.overload
@@ -120,9 +141,11 @@ def keep(path: Path, rows: Sequence[Row]) -> None:
     write_rows(path, Row, [*kept, *rows])
 
 
-async def collect(options: argparse.Namespace, environment: Environment, stack: Stack) -> list[Row]:
+async def collect(
+    options: argparse.Namespace, environment: Environment, stack: Stack, decoders: Sequence[Replica]
+) -> list[Row]:
     rows = []
-    async for row in measure(options, environment, stack):
+    async for row in measure(options, environment, stack, decoders):
         print(describe_row(row), flush=True)
         rows.append(row)
     return rows
@@ -133,8 +156,8 @@ def main(arguments: Sequence[str]) -> None:
     environment = describe_environment(options, arguments)
     print(", ".join(f"{name} {value}" for name, value in vars(environment).items()), flush=True)
     try:
-        with Stack(stack_settings(options)) as stack:
-            rows = asyncio.run(collect(options, environment, stack))
+        with Stack(stack_settings(options)) as stack, more_decoders(options, stack) as decoders:
+            rows = asyncio.run(collect(options, environment, stack, decoders))
     except StackError as problem:
         sys.exit(f"error: {problem}\n" + "\n".join(problem.log_tail))
     path = results_path(options.results, "load", environment.device)

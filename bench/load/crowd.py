@@ -11,7 +11,7 @@ from typing import Any, Self
 import grpc.aio
 
 from bench.load.annotators import Event, Habits, Kind, plan_day
-from splitsam.client.connection import channel_options
+from splitsam.client.connection import channel_options, rendezvous
 from splitsam.client.errors import SplitsamError, error_from_rpc
 from splitsam.client.stack import Stack
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
@@ -51,12 +51,15 @@ class Crowd:
 
     Every image is the given file with a number behind its end, so that it is another image to the service, of the
     same size and cost. A click goes to the newest image of its annotator that is encoded already.
+
+    Args:
+        decoders: addresses beside the stack's own; the key of an image says which one it belongs to.
     """
 
-    def __init__(self, stack: Stack, image: bytes):
-        self._addresses = (stack.encoder, stack.decoder)
+    def __init__(self, stack: Stack, image: bytes, decoders: Sequence[str] = ()):
+        self._encoder, self._decoders = stack.encoder, (stack.decoder, *decoders)
         self._image = image
-        self._stubs: list[tuple[Any, Any]] = []
+        self._stubs: list[tuple[Any, dict[str, Any]]] = []
         self._channels: list[grpc.aio.Channel] = []
         self._first = encoder_pb2.EmbeddingInfo()
         self._newest: dict[int, encoder_pb2.EmbeddingInfo] = {}
@@ -94,7 +97,8 @@ class Crowd:
             while True:
                 start_s = time.monotonic()
                 try:
-                    async for _ in self._stub(number)[1].GenerateMasks(request, timeout=_SEARCH_DEADLINE_S):
+                    decoder = self._decoder(number, self._first)
+                    async for _ in decoder.GenerateMasks(request, timeout=_SEARCH_DEADLINE_S):
                         pass
                     took_s.append(time.monotonic() - start_s)
                 except grpc.aio.AioRpcError as problem:
@@ -143,9 +147,8 @@ class Crowd:
     async def _click(self, event: Event) -> float:
         image = self._newest.get(event.annotator, self._first)
         request = self._build_click(event, image)
-        answer: decoder_pb2.PredictMasksResponse = await self._stub(event.annotator)[1].PredictMasks(
-            request, timeout=DEADLINE_S["click"]
-        )
+        decoder = self._decoder(event.annotator, image)
+        answer: decoder_pb2.PredictMasksResponse = await decoder.PredictMasks(request, timeout=DEADLINE_S["click"])
         [masks] = answer.images
         self._tokens[event.annotator] = (image.embedding_key, masks.prompts[0].masks[0].refinement_token)
         return answer.timings.queue_ms
@@ -178,15 +181,18 @@ class Crowd:
         self._sent_images += 1
         return encoder_pb2.EncodeImageRequest(image=self._image + self._sent_images.to_bytes(8, "big"))
 
-    def _stub(self, annotator: int) -> tuple[Any, Any]:
+    def _decoder(self, annotator: int, image: encoder_pb2.EmbeddingInfo) -> Any:
+        return self._stub(annotator)[1][rendezvous(self._decoders, image.embedding_key)[0]]
+
+    def _stub(self, annotator: int) -> tuple[Any, dict[str, Any]]:
         number = annotator // _ANNOTATORS_PER_CHANNEL
         while len(self._stubs) <= number:
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            encoder, decoder = (
-                grpc.aio.insecure_channel(address, options=[*channel_options(address), *options])
-                for address in self._addresses
-            )
-            self._channels += [encoder, decoder]
-            stubs = encoder_pb2_grpc.EncoderServiceStub(encoder), decoder_pb2_grpc.DecoderServiceStub(decoder)
-            self._stubs.append(stubs)
+            encoder = encoder_pb2_grpc.EncoderServiceStub(self._open(self._encoder))
+            decoders = {each: decoder_pb2_grpc.DecoderServiceStub(self._open(each)) for each in self._decoders}
+            self._stubs.append((encoder, decoders))
         return self._stubs[number]
+
+    def _open(self, address: str) -> grpc.aio.Channel:
+        options = [*channel_options(address), ("grpc.use_local_subchannel_pool", 1)]
+        self._channels.append(grpc.aio.insecure_channel(address, options=options))
+        return self._channels[-1]

@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.faults.deployment import Replica
 from bench.load.annotators import KINDS, Habits, Kind, annotators_for, plan_crowd
 from bench.load.crowd import Crowd
 from bench.load.rows import Environment, Phase, Row, summarise
@@ -20,11 +21,13 @@ class Run:
     """A crowd in front of a stack.
 
     Args:
+        decoders: beside the stack's own.
         bound_ms: `max_queue_ms` of the service behind each kind of request.
         seed: of everybody's schedule.
     """
 
     stack: Stack
+    decoders: Sequence[Replica]
     crowd: Crowd
     habits: Habits
     bound_ms: Mapping[Kind, int]
@@ -34,7 +37,7 @@ class Run:
     async def play(self, phase: Phase, unloaded: dict[str, Row] | None = None) -> list[Row]:
         """Perform a phase; a row for each kind of request."""
         events = plan_crowd(phase.annotators, self.habits, phase.seconds, f"{self.seed} {phase.name}")
-        async with watching(self.stack) as watched:
+        async with watching(self.stack, self.decoders) as watched:
             outcomes = await self.crowd.run(events)
         return [
             summarise(

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import re
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.faults.deployment import Replica
 from bench.load.annotators import KINDS, Kind
 from splitsam.client.stack import ServiceName, Stack
 
@@ -25,7 +28,7 @@ class Watched:
     Args:
         fill: work units in a batch, on average; None without batches.
         queue_ms: wait for a batch, on average; None without batches.
-        rss_mib: most memory resident, of the samples.
+        rss_mib: most memory resident, of the samples, of all its processes.
     """
 
     fill: float | None = None
@@ -35,19 +38,26 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watching(stack: Stack) -> AsyncIterator[dict[Kind, Watched]]:
-    """Watch both services inside the `with`; the figures are complete after it."""
+async def watching(stack: Stack, decoders: Sequence[Replica] = ()) -> AsyncIterator[dict[Kind, Watched]]:
+    """Watch both services inside the `with`; the figures are complete after it.
+
+    Args:
+        decoders: beside the stack's own.
+    """
+    urls: dict[Kind, list[str]] = {kind: [stack.metrics_url(service)] for kind, service in SERVICES.items()}
+    urls["click"] += [decoder.metrics_url for decoder in decoders]
+    pids: dict[Kind, list[int]] = {kind: [stack.children[service].pid] for kind, service in SERVICES.items()}
+    pids["click"] += [decoder.pid for decoder in decoders]
     seen = {kind: Watched() for kind in KINDS}
-    before = {kind: _scrape(stack, kind) for kind in KINDS}
-    sampling = asyncio.create_task(_sample(stack, seen))
+    before = {kind: _scrape(urls[kind]) for kind in KINDS}
+    sampling = asyncio.create_task(_sample(pids, seen))
     try:
         yield seen
     finally:
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
     for kind, watched in seen.items():
-        after = _scrape(stack, kind)
-        batches, work, waits, wait_s = (now - then for now, then in zip(after, before[kind], strict=True))
+        batches, work, waits, wait_s = _scrape(urls[kind]) - before[kind]
         watched.fill = work / batches if batches else None
         watched.queue_ms = 1000 * wait_s / waits if waits else None
         watched.rss_mib = max(watched.samples)
@@ -59,18 +69,21 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-async def _sample(stack: Stack, seen: dict[Kind, Watched]) -> None:
+async def _sample(pids: dict[Kind, list[int]], seen: dict[Kind, Watched]) -> None:
     while True:
         for kind, watched in seen.items():
-            watched.samples.append(resident_mib(stack.children[SERVICES[kind]].pid))
+            watched.samples.append(sum(map(resident_mib, pids[kind])))
         await asyncio.sleep(_PAUSE_S)
 
 
-def _scrape(stack: Stack, kind: Kind) -> tuple[float, float, float, float]:
-    """Batches, work in them, waits for them, seconds of those; all since the start."""
-    with _OPENER.open(stack.metrics_url(SERVICES[kind]), timeout=30) as response:
+def _scrape(urls: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Batches, work in them, waits for them, seconds of those; of all processes since their starts."""
+    return np.sum([_scrape_one(url) for url in urls], axis=0)
+
+
+def _scrape_one(url: str) -> list[float]:
+    with _OPENER.open(url, timeout=30) as response:
         families = text_string_to_metric_families(response.read().decode())
     found = {sample.name: sample.value for family in families for sample in family.samples if "le" not in sample.labels}
     names = ("batch_fill_count", "batch_fill_sum", "queue_seconds_count", "queue_seconds_sum")
-    batches, work, waits, wait_s = (found.get(f"splitsam_{name}", 0.0) for name in names)
-    return batches, work, waits, wait_s
+    return [found.get(f"splitsam_{name}", 0.0) for name in names]
