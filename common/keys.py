@@ -4,7 +4,6 @@ A key is an HMAC over everything that decides what an embedding's numbers are, s
 cache and nobody can compute another tenant's key without the deployment's secret.
 """
 
-import hashlib
 import hmac
 import secrets as entropy
 from collections.abc import Sequence
@@ -87,4 +86,4 @@ def _tenant_tag(secret: bytes, tenant: str) -> bytes:
 def _mac(secret: bytes, *parts: bytes) -> bytes:
     """HMAC-SHA256 over the parts, each behind its length, so that no two lists of parts read the same."""
     message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return hmac.new(secret, message, hashlib.sha256).digest()
+    return hmac.digest(secret, message, "sha256")

@@ -23,8 +23,9 @@ class LoopLag:
         self._gauge = metrics.loop_lag_seconds
         self._late_s = 0.0
 
-    async def watch(self) -> None:
-        """Measure until cancelled."""
+    async def watch(self, ready: asyncio.Event) -> None:
+        """Measure until cancelled, but not how late loading makes the loop."""
+        await ready.wait()
         loop = asyncio.get_running_loop()
         while True:
             due_s = loop.time() + _PERIOD_S

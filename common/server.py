@@ -91,19 +91,18 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         reflection.enable_server_reflection((service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     async with listening(settings, server, checks, metrics) as port:
         log.info("listening", extra={"address": f"{settings.host}:{port}", "service": service.full_name})
+        watching = asyncio.create_task(lag.watch(ready))
         try:
             if await _until_open(service, stop):
                 # What is here to stay, above all PyTorch's modules, no longer costs a pause to look through.
                 gc.collect()
                 gc.freeze()
-                watching = asyncio.create_task(lag.watch())
                 ready.set()
                 metrics.enter("serving")
                 for name in names:
                     await checks.set(name, _SERVING)
                 log.info("ready", extra={"service": service.full_name})
                 lost = await _until_told(service, server, stop)
-                watching.cancel()
         finally:
             metrics.enter("draining")
             log.info("draining", extra={"service": service.full_name})
@@ -118,6 +117,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
             until_s = time.monotonic() + grace_s
             await interceptor.drain(grace_s)
             await server.stop(max(0.0, until_s - time.monotonic()))
+            watching.cancel()
             if lost:
                 raise DeviceLost(lost)
             await service.close()
