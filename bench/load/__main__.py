@@ -95,7 +95,7 @@ def describe_row(row: Row) -> str:
     text = (
         f"{row.phase:9} {row.kind:6} {row.annotators:5} annotators, {row.offered_s:7.2f} offered and "
         f"{row.answered_s:7.2f} answered a second, ms {latencies}, in the queue {show(row.queue_ms_max)} at most, "
-        f"{row.rss_mib:.0f} MiB"
+        f"{row.rss_mib:.0f} MiB; {row.stages}"
     )
     if row.refused:
         refusal = f"{show(row.refusal_ms_p50)} / {show(row.refusal_ms_p99)}"

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc.aio
@@ -35,7 +35,7 @@ class Outcome:
         latency_ms: from that moment to the end of the call, so that a late sender hides nothing.
         reason: OK, or why there was no answer.
         retry_s: how long a refused caller is asked to wait; None if it is not.
-        queue_ms: of an answer, its wait for a batch as the service measured it.
+        stages_ms: of an answer, what the service says of its time, `queue` above all.
     """
 
     kind: Kind
@@ -43,7 +43,7 @@ class Outcome:
     latency_ms: float
     reason: str
     retry_s: float | None = None
-    queue_ms: float = 0.0
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 class Crowd:
@@ -130,28 +130,30 @@ class Crowd:
 
     async def _send(self, event: Event, due_s: float) -> Outcome:
         send: Callable[[Event], Any] = self._encode if event.kind == "encode" else self._click
-        reason, retry_s, queue_ms = OK, None, 0.0
+        reason, retry_s, stages_ms = OK, None, dict[str, float]()
         try:
-            queue_ms = await send(event)
+            timings = await send(event)
+            names = [field.name for field in timings.DESCRIPTOR.fields]
+            stages_ms = {name.removesuffix("_ms"): getattr(timings, name) for name in names}
         except grpc.aio.AioRpcError as problem:
             error: SplitsamError = error_from_rpc(problem, "")
             reason, retry_s = error.reason, error.retry_delay_s
-        return Outcome(event.kind, event.at_s, (time.monotonic() - due_s) * 1000, reason, retry_s, queue_ms)
+        return Outcome(event.kind, event.at_s, (time.monotonic() - due_s) * 1000, reason, retry_s, stages_ms)
 
-    async def _encode(self, event: Event) -> float:
+    async def _encode(self, event: Event) -> encoder_pb2.EncodeTimings:
         call = self._stub(event.annotator)[0].EncodeImage(self._next_image(), timeout=DEADLINE_S["encode"])
         answer: encoder_pb2.EncodeImageResponse = await call
         self._newest[event.annotator] = answer.embedding
-        return answer.timings.queue_ms
+        return answer.timings
 
-    async def _click(self, event: Event) -> float:
+    async def _click(self, event: Event) -> decoder_pb2.PredictTimings:
         image = self._newest.get(event.annotator, self._first)
         request = self._build_click(event, image)
         decoder = self._decoder(event.annotator, image)
         answer: decoder_pb2.PredictMasksResponse = await decoder.PredictMasks(request, timeout=DEADLINE_S["click"])
         [masks] = answer.images
         self._tokens[event.annotator] = (image.embedding_key, masks.prompts[0].masks[0].refinement_token)
-        return answer.timings.queue_ms
+        return answer.timings
 
     def _build_click(self, event: Event, image: encoder_pb2.EmbeddingInfo) -> decoder_pb2.PredictMasksRequest:
         chance = random.Random(f"{event.annotator} {event.image} {event.click}")

@@ -43,6 +43,7 @@ class Row:
         refusals: how many by reason.
         without_retry: of them, those that were not told when to come again.
         queue_ms_mean: of all entries, by the service's metric; `queue_ms_max` is of answers.
+        stages: of answers, p50 / p99 of the milliseconds that the service says it spent on each.
         fill: work units in a batch, on average: images or prompts.
         rss_mib: most resident memory of the service.
         bound_ms: longest wait for a batch that the service was set to.
@@ -68,6 +69,7 @@ class Row:
     without_retry: int
     queue_ms_mean: float | None
     queue_ms_max: float | None
+    stages: str
     fill: float | None
     rss_mib: float
     bound_ms: int
@@ -105,7 +107,8 @@ def summarise(
     Args:
         unloaded_ms: p99 without load, for a phase of recovery.
     """
-    answered = [outcome.latency_ms for outcome in outcomes if outcome.reason == OK]
+    answers = [outcome for outcome in outcomes if outcome.reason == OK]
+    answered = [outcome.latency_ms for outcome in answers]
     refused = [outcome for outcome in outcomes if outcome.reason != OK]
     counts = Counter(outcome.reason for outcome in refused)
     return Row(
@@ -127,7 +130,12 @@ def summarise(
         refusal_ms_p99=percentile([outcome.latency_ms for outcome in refused], 99),
         without_retry=sum(not outcome.retry_s for outcome in refused),
         queue_ms_mean=watched.queue_ms,
-        queue_ms_max=max((outcome.queue_ms for outcome in outcomes if outcome.reason == OK), default=None),
+        queue_ms_max=max((outcome.stages_ms["queue"] for outcome in answers), default=None),
+        stages=", ".join(
+            f"{stage} {percentile(spent, 50):.3g} / {percentile(spent, 99):.3g}"
+            for stage in (answers[0].stages_ms if answers else ())
+            if (spent := [outcome.stages_ms[stage] for outcome in answers])
+        ),
         fill=watched.fill,
         rss_mib=watched.rss_mib,
         bound_ms=bound_ms,

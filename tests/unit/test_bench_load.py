@@ -14,7 +14,10 @@ ENVIRONMENT = Environment("cpu-2-cores", "vit_t", 0.1, "2.13", "1.85", "abc1234"
 
 
 def outcomes(*latencies: float, reason: str = OK, retry_s: float | None = None) -> list[Outcome]:
-    return [Outcome("click", float(at_s), ms, reason, retry_s, ms / 2) for at_s, ms in enumerate(latencies)]
+    return [
+        Outcome("click", float(at_s), ms, reason, retry_s, {"queue": ms / 2, "model": 1})
+        for at_s, ms in enumerate(latencies)
+    ]
 
 
 def row(name: str, seen: list[Outcome], unloaded_ms: float | None = None) -> Row:
@@ -57,6 +60,7 @@ def test_a_row_keeps_answers_and_refusals_apart():
     assert (made.requests, made.refused, made.without_retry) == (7, 3, 1)
     assert (made.offered_s, made.answered_s) == (0.7, 0.4)
     assert (made.ms_p50, made.ms_p99, made.queue_ms_max) == (30, 1000, 500)
+    assert made.stages == "queue 15 / 500, model 1 / 1"
     assert made.refusals == "QUEUE_FULL 2, DEADLINE_EXCEEDED 1"
     assert (made.refusal_ms_p50, made.refusal_ms_p99) == (7, 9)
     assert made.normal_after_s is None
