@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 
-class JournalError(Exception):
+class JournalError(ValueError):
     """A journal cannot be gone on with; the message is one line that names it."""
 
 
