@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from splitsam.client.prompts import OutputOptions
 from splitsam.client.results import Mask
 
 Form = Literal["rle", "polygons"]
 Choice = Literal["auto", "single", "best"]  # one mask for one annotation
-_LEAST_POINTS = 3  # of a polygon, as pycocotools reads it
 
 
 def output_options(form: Form, selection: Choice, tolerance_px: float) -> OutputOptions:
@@ -24,12 +26,13 @@ def output_options(form: Form, selection: Choice, tolerance_px: float) -> Output
 def describe_mask(mask: Mask) -> dict[str, Any] | None:
     """What an annotation says of its mask; None of an empty one.
 
-    COCO's polygons have no holes: those of the mask are filled. A mask too thin for a polygon keeps its run lengths.
+    COCO's polygons have no holes: those of the mask are filled. A mask of
+    nothing but pieces too thin for one keeps its run lengths.
     """
     if mask.box is None:
         return None
     x0, y0, x1, y1 = mask.box
-    rings = [ring.outer for ring in mask.polygons or () if len(ring.outer) >= _LEAST_POINTS]
+    rings = [piece.outer for piece in mask.polygons or () if _has_area(piece.outer)]
     return {
         "segmentation": [[round(float(value), 2) for value in ring.ravel()] for ring in rings] or mask.rle,
         "area": mask.area_px,
@@ -37,6 +40,12 @@ def describe_mask(mask: Mask) -> dict[str, Any] | None:
         "predicted_iou": round(mask.score, 4),
         "stability_score": round(mask.stability, 4),
     }
+
+
+def _has_area(ring: NDArray[np.float32]) -> bool:
+    """Whether a ring goes around anything: pieces one pixel wide do not."""
+    x, y = ring.T
+    return bool(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) != 0)
 
 
 def write_export(path: Path, content: Mapping[str, Any], described: Mapping[int, Mapping[str, Any] | None]) -> None:
