@@ -1,46 +1,29 @@
-"""A second language: @grpc/grpc-js with nothing but the .proto files."""
+"""A second language: @grpc/grpc-js with nothing but the .proto files, as examples/node has it."""
 
+import base64
+import io
 import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
+import warnings
 
-import pytest
-from e2e_support import decode_rle, draw, image_file, point, prompt
-
-HERE = Path(__file__).parent
-PROTOS = HERE.parents[1] / "protos"
-OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH")
-
-
-def run(command, folder, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return subprocess.run(
-        command, cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The Node files with their dependencies as the lock file pins them, a photo and the .proto files."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: no second language to call the services from")
-    folder = tmp_path_factory.mktemp("node") / "example"
-    shutil.copytree(HERE / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-    shutil.copytree(PROTOS / "splitsam", folder / "protos" / "splitsam", ignore=shutil.ignore_patterns("*.py*"))
-    (folder / "photo.jpg").write_bytes(image_file(draw(700, (640, 480)), "JPEG"))
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    if installed.returncode and any(sign in installed.stderr for sign in OFFLINE):
-        pytest.skip("npm cannot reach its registry: no dependencies for the Node client")
-    assert installed.returncode == 0, installed.stderr
-    return folder
+import numpy as np
+from e2e_support import (
+    NODE_EXAMPLE,
+    decode_rle,
+    draw,
+    image_file,
+    metric,
+    point,
+    prompt,
+    run_node,
+    running_service,
+    write_embedding,
+)
+from PIL import Image
+from pycocotools import mask as coco
 
 
 def test_lock_file_pins_what_it_names_and_no_registry():
-    package, lock = (json.loads((HERE / "node" / name).read_text()) for name in ("package.json", "package-lock.json"))
+    package, lock = (json.loads((NODE_EXAMPLE / name).read_text()) for name in ("package.json", "package-lock.json"))
     packages = lock["packages"]
     for name, version in package["dependencies"].items():
         assert packages[f"node_modules/{name}"]["version"] == version
@@ -48,32 +31,97 @@ def test_lock_file_pins_what_it_names_and_no_registry():
     assert all(entry["integrity"].startswith("sha512-") for path, entry in packages.items() if path)
 
 
-def test_node_encodes_clicks_and_reads_an_error(alpha, stack, folder, photo, key):
-    (folder / "photo.png").write_bytes(photo)
-    command = ["node", "click.mjs", stack.encoder, stack.decoder, "protos", "photo.png", "100", "120"]
-    result = run(command, folder, SPLITSAM_TOKEN=alpha.token)
+def test_node_clicks_and_refines_and_draws_the_mask(alpha, where, node_folder, tmp_path, photo, key):
+    (tmp_path / "photo.png").write_bytes(photo)
+    clicks = "--click", "100,120", "--click", "200.5,60:0"
+    command = (
+        "click.mjs",
+        tmp_path / "photo.png",
+        *clicks,
+        "--out",
+        tmp_path / "mask.png",
+        "--protos",
+        "protos",
+        *where,
+    )
+    result = run_node(node_folder, *command)
+    assert result.returncode == 0, result.stderr
+    first, second = point(100, 120), point(200.5, 60, 2)
+    [[begun]] = [answer.masks for answer in alpha.click(key, prompt(first), refinement_tokens=True)]
+    asked = prompt(first, second, refinement_token=begun.refinement_token)
+    [[refined]] = [answer.masks for answer in alpha.click(key, asked)]
+    assert result.stdout.splitlines() == [
+        f"{tmp_path / 'photo.png'}: 320 x 240, was encoded before",
+        f"1 clicks: score {begun.predicted_iou:.3f}, area {begun.area_px} px",
+        f"2 clicks: score {refined.predicted_iou:.3f}, area {refined.area_px} px",
+    ]
+    with Image.open(io.BytesIO((tmp_path / "mask.png").read_bytes())) as overlay:
+        assert ((np.array(overlay)[..., 3] > 0) == decode_rle(refined.rle)).all()
+
+
+def test_node_sends_an_image_that_nobody_has_encoded(alpha, where, node_folder, tmp_path):
+    fresh = image_file(draw(731))
+    (tmp_path / "fresh.png").write_bytes(fresh)
+    assert not alpha.look_up(fresh).found
+    command = ("click.mjs", tmp_path / "fresh.png", "--click", "1,1", "--protos", "protos", *where)
+    assert "sent and encoded" in run_node(node_folder, *command).stdout
+    assert alpha.look_up(fresh).found
+
+
+def test_node_says_what_was_refused(where, node_folder, tmp_path, photo):
+    (tmp_path / "photo.png").write_bytes(photo)
+    command = ("click.mjs", tmp_path / "photo.png", "--click", "999,1", "--protos", "protos", *where)
+    result = run_node(node_folder, *command)
+    assert result.returncode == 1
+    expected = "images[0].prompts[0].points[0].x: must be 0 to 320, the image's width in pixels; got 999"
+    assert result.stderr.startswith(f"{expected} [INVALID_ARGUMENT], request ")
+
+
+def test_node_encodes_again_drops_tokens_and_waits_as_told(
+    alpha, stack, service_args, where, node_folder, tmp_path, photo, key
+):
+    """Against a decoder that takes two requests a second: some of the calls made at once have to wait."""
+    (tmp_path / "photo.png").write_bytes(photo)
+    others = write_embedding(stack, "alpha", "f" * 64, "made by another model")
+    with running_service(stack, "decoder", *service_args, "--tenant-requests-per-s", "2") as limited:
+        keys = "0" * 64, others
+        command = ("recovery.mjs", stack.encoder, limited.address, where[-1], tmp_path / "photo.png", *keys)
+        result = run_node(node_folder, *command)
+        waited = metric(limited.metrics_url, "splitsam_refusals_total", reason="QUOTA_EXCEEDED")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     [answer] = alpha.click(key, prompt(point(100, 120)))
-    [mask] = answer.masks
-    assert printed["image"] == {"width": 320, "height": 240}
-    assert printed["cacheHit"]
-    assert printed["index"] == mask.mask_index
-    assert printed["score"] == pytest.approx(mask.predicted_iou, abs=1e-6)
-    assert printed["area"] == mask.area_px == decode_rle(mask.rle).sum()
-    assert printed["box"] == {side: getattr(mask.box, side) for side in ("x0", "y0", "x1", "y1")}
-    assert printed["rle"] == {"size": [240, 320], "bytes": len(mask.rle.counts)}
-    assert (printed["error"]["code"], printed["error"]["name"]) == (3, "INVALID_ARGUMENT")
-    assert printed["error"]["details"].startswith("images[0].prompts[0].points[0].label: ")
+    assert (printed["key"], printed["sent"]) == (key, False)
+    *renewed, refused = printed["answers"]
+    assert renewed == [{"key": key, "area": answer.masks[0].area_px}] * 2 + renewed[2:]
+    assert renewed[2]["key"] == key  # without its token, as asked for a mask of its own
+    assert refused["reason"] == "INVALID_ARGUMENT"
+    assert refused["violations"][0]["field"] == "images[0].embedding_key"
+    assert refused["requestId"]
+    assert waited > 0
 
 
-def test_example_of_the_readme_prints_a_mask(open_stack, folder):
-    text = (folder / "readme_example.mjs").read_text()
+def test_node_decodes_run_lengths_as_coco_does(node_folder):
+    rng = np.random.default_rng(7)
+    shapes = [(1, 1), (7, 3), (64, 48), (3, 5000)]
+    masks = [rng.random(shape) < share for shape in shapes for share in (0.0, 0.02, 0.5, 1.0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # https://github.com/ppwwyyxx/cocoapi, as in e2e_support
+        encoded = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    runs = [{"size": list(one["size"]), "counts": one["counts"].decode()} for one in encoded]
+    result = run_node(node_folder, "runs.mjs", stdin=json.dumps(runs))
+    assert result.returncode == 0, result.stderr
+    for mask, printed in zip(masks, json.loads(result.stdout), strict=True):
+        assert base64.b64decode(printed) == mask.astype(np.uint8).tobytes()
+
+
+def test_example_of_the_readme_prints_a_mask(open_stack, node_folder):
+    text = (node_folder / "five_lines.mjs").read_text()
     for default, actual in (("127.0.0.1:50051", open_stack.encoder), ("127.0.0.1:50052", open_stack.decoder)):
         assert default in text
         text = text.replace(default, actual)
-    (folder / "example.mjs").write_text(text)
-    result = run(["node", "example.mjs"], folder)
+    (node_folder / "example.mjs").write_text(text)
+    result = run_node(node_folder, "example.mjs")
     assert result.returncode == 0, result.stderr
     assert "predictedIou: " in result.stdout
     assert "size: [ 480, 640 ]" in result.stdout
