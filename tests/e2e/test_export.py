@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from e2e_support import COMMAND, decode_rle, draw, image_file, point, prompt, run_command, wait_until
 from pycocotools.coco import COCO
-from relay import Relay
+
+from bench.relay import Relay
 
 NAMES = ("a.png", "b.png", "c.png")
 BOXES = ([40, 30, 120, 90], [100, 60, 150, 120], [10.5, 20.25, 200, 180])
