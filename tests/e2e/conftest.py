@@ -1,12 +1,9 @@
 """One deployment for all end-to-end tests: a real Redis, both services as processes, two tenants, random weights."""
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
-from e2e_support import NODE_EXAMPLE, Caller, draw, image_file
+from e2e_support import Caller, draw, image_file
+from example_support import prepare_go, prepare_node
 from safetensors.torch import save_file
 
 from splitsam.client import Client
@@ -14,8 +11,6 @@ from splitsam.client.stack import Stack, StackSettings
 from splitsam.common.architectures import ARCHITECTURES, build_sam
 from splitsam.v1 import encoder_pb2
 
-PROTOS = Path(__file__).parents[2] / "protos"
-OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH")
 TOKENS = {"alpha": "alpha-token-0123456789", "beta": "beta-token-9876543210"}
 
 
@@ -154,23 +149,19 @@ def key(encoded):
 
 
 @pytest.fixture(scope="session")
-def node_folder(tmp_path_factory):
-    """The Node example with the dependencies that its lock file pins, tests' scripts, a photo and the .proto files."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: no second language to call the services from")
-    folder = tmp_path_factory.mktemp("node") / "example"
-    shutil.copytree(NODE_EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    shutil.copytree(PROTOS / "splitsam", folder / "protos" / "splitsam", ignore=shutil.ignore_patterns("*.py*"))
-    for script in Path(__file__).parent.glob("*.mjs"):
-        shutil.copy(script, folder)
-    (folder / "photo.jpg").write_bytes(image_file(draw(700, (640, 480)), "JPEG"))
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    if installed.returncode and any(sign in installed.stderr for sign in OFFLINE):
-        pytest.skip("npm cannot reach its registry: no dependencies for the Node client")
-    assert installed.returncode == 0, installed.stderr
-    return folder
+def node(tmp_path_factory):
+    return prepare_node(tmp_path_factory.mktemp("node") / "example")
+
+
+@pytest.fixture(scope="session")
+def go(tmp_path_factory):
+    return prepare_go(tmp_path_factory.mktemp("go"))
+
+
+@pytest.fixture(params=["node", "go"])
+def example(request):
+    """The example of each language that can be run here."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_
 
 FOREGROUND, BACKGROUND = decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_LABEL_BACKGROUND
 COMMAND = shutil.which("splitsam", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-NODE_EXAMPLE = Path(__file__).parents[2] / "examples" / "node"
 DEADLINE_S = 60.0
 _POLL_S = 0.01
 # Signs of an exception, a source file or an address in a text that a client gets to see.
@@ -178,15 +177,6 @@ def run_command(*arguments: object, folder: Path) -> subprocess.CompletedProcess
     """Run the installed command `splitsam` to its end."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def run_node(folder: Path, *arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a script in the folder of the fixture `node_folder` to its end, calling nothing through a proxy."""
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    command = ["node", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=120, check=False
     )
 
 

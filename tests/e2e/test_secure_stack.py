@@ -12,7 +12,7 @@ import pytest
 import redis
 import yaml
 from certificates import SecretVolume, server_files
-from e2e_support import draw, image_file, is_serving, run_command, run_node, wait_until
+from e2e_support import draw, image_file, is_serving, run_command, wait_until
 from redis_process import RedisProcess, redis_server_with_tls
 
 from splitsam.client import TLS, AsyncClient, Client, SplitsamError
@@ -120,14 +120,13 @@ def test_the_client_encodes_and_clicks(secure, token, tls, photo):
         )
 
 
-def test_the_node_example_clicks_with_a_certificate_that_is_trusted(secure, token, files, photo, node_folder, tmp_path):
+def test_the_examples_click_with_a_certificate_that_is_trusted(secure, token, files, photo, example, tmp_path):
     (tmp_path / "token").write_text(token)
     (tmp_path / "photo.png").write_bytes(photo)
     pair = "--cert", files / "caller.pem", "--key", files / "caller.key", "--token-file", tmp_path / "token"
-    where = "--encoder", secure.encoder, "--decoder", secure.decoder, "--protos", "protos", *pair
+    where = "--encoder", secure.encoder, "--decoder", secure.decoder, *pair
     for ca, status in (("ca.pem", 0), ("other-ca.pem", 1)):
-        command = ("click.mjs", tmp_path / "photo.png", "--click", "100,120", "--ca", files / ca, *where)
-        result = run_node(node_folder, *command)
+        result = example.run("click", "--click", "100,120", "--ca", files / ca, *where, tmp_path / "photo.png")
         assert result.returncode == status, result.stderr
     assert "certificate" in result.stderr
 

@@ -1,4 +1,4 @@
-"""A second language: @grpc/grpc-js with nothing but the .proto files, as examples/node has it."""
+"""The clients of examples/, in every language that can be run here, against real services."""
 
 import base64
 import io
@@ -7,23 +7,24 @@ import warnings
 
 import numpy as np
 from e2e_support import (
-    NODE_EXAMPLE,
     decode_rle,
     draw,
     image_file,
     metric,
     point,
     prompt,
-    run_node,
     running_service,
     write_embedding,
 )
+from example_support import EXAMPLES
 from PIL import Image
 from pycocotools import mask as coco
 
 
 def test_lock_file_pins_what_it_names_and_no_registry():
-    package, lock = (json.loads((NODE_EXAMPLE / name).read_text()) for name in ("package.json", "package-lock.json"))
+    package, lock = (
+        json.loads((EXAMPLES / "node" / name).read_text()) for name in ("package.json", "package-lock.json")
+    )
     packages = lock["packages"]
     for name, version in package["dependencies"].items():
         assert packages[f"node_modules/{name}"]["version"] == version
@@ -31,20 +32,10 @@ def test_lock_file_pins_what_it_names_and_no_registry():
     assert all(entry["integrity"].startswith("sha512-") for path, entry in packages.items() if path)
 
 
-def test_node_clicks_and_refines_and_draws_the_mask(alpha, where, node_folder, tmp_path, photo, key):
+def test_an_example_clicks_and_refines_and_draws_the_mask(alpha, where, example, tmp_path, photo, key):
     (tmp_path / "photo.png").write_bytes(photo)
     clicks = "--click", "100,120", "--click", "200.5,60:0"
-    command = (
-        "click.mjs",
-        tmp_path / "photo.png",
-        *clicks,
-        "--out",
-        tmp_path / "mask.png",
-        "--protos",
-        "protos",
-        *where,
-    )
-    result = run_node(node_folder, *command)
+    result = example.run("click", *clicks, "--out", tmp_path / "mask.png", *where, tmp_path / "photo.png")
     assert result.returncode == 0, result.stderr
     first, second = point(100, 120), point(200.5, 60, 2)
     [[begun]] = [answer.masks for answer in alpha.click(key, prompt(first), refinement_tokens=True)]
@@ -59,34 +50,31 @@ def test_node_clicks_and_refines_and_draws_the_mask(alpha, where, node_folder, t
         assert ((np.array(overlay)[..., 3] > 0) == decode_rle(refined.rle)).all()
 
 
-def test_node_sends_an_image_that_nobody_has_encoded(alpha, where, node_folder, tmp_path):
-    fresh = image_file(draw(731))
+def test_an_example_sends_an_image_that_nobody_has_encoded(alpha, where, example, tmp_path):
+    fresh = image_file(draw(sum(example.language.encode())))
     (tmp_path / "fresh.png").write_bytes(fresh)
     assert not alpha.look_up(fresh).found
-    command = ("click.mjs", tmp_path / "fresh.png", "--click", "1,1", "--protos", "protos", *where)
-    assert "sent and encoded" in run_node(node_folder, *command).stdout
+    assert "sent and encoded" in example.run("click", "--click", "1,1", *where, tmp_path / "fresh.png").stdout
     assert alpha.look_up(fresh).found
 
 
-def test_node_says_what_was_refused(where, node_folder, tmp_path, photo):
+def test_an_example_says_what_was_refused(where, example, tmp_path, photo):
     (tmp_path / "photo.png").write_bytes(photo)
-    command = ("click.mjs", tmp_path / "photo.png", "--click", "999,1", "--protos", "protos", *where)
-    result = run_node(node_folder, *command)
+    result = example.run("click", "--click", "999,1", *where, tmp_path / "photo.png")
     assert result.returncode == 1
     expected = "images[0].prompts[0].points[0].x: must be 0 to 320, the image's width in pixels; got 999"
     assert result.stderr.startswith(f"{expected} [INVALID_ARGUMENT], request ")
 
 
-def test_node_encodes_again_drops_tokens_and_waits_as_told(
-    alpha, stack, service_args, where, node_folder, tmp_path, photo, key
+def test_an_example_encodes_again_drops_tokens_and_waits_as_told(
+    alpha, stack, service_args, where, example, tmp_path, photo, key
 ):
-    """Against a decoder that takes two requests a second: some of the calls made at once have to wait."""
+    """Against a decoder that takes three requests a second: some of the calls made at once have to wait."""
     (tmp_path / "photo.png").write_bytes(photo)
     others = write_embedding(stack, "alpha", "f" * 64, "made by another model")
-    with running_service(stack, "decoder", *service_args, "--tenant-requests-per-s", "2") as limited:
+    with running_service(stack, "decoder", *service_args, "--tenant-requests-per-s", "3") as limited:
         keys = "0" * 64, others
-        command = ("recovery.mjs", stack.encoder, limited.address, where[-1], tmp_path / "photo.png", *keys)
-        result = run_node(node_folder, *command)
+        result = example.run("recovery", stack.encoder, limited.address, where[-1], tmp_path / "photo.png", *keys)
         waited = metric(limited.metrics_url, "splitsam_refusals_total", reason="QUOTA_EXCEEDED")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
@@ -101,7 +89,7 @@ def test_node_encodes_again_drops_tokens_and_waits_as_told(
     assert waited > 0
 
 
-def test_node_decodes_run_lengths_as_coco_does(node_folder):
+def test_an_example_decodes_run_lengths_as_coco_does(example):
     rng = np.random.default_rng(7)
     shapes = [(1, 1), (7, 3), (64, 48), (3, 5000)]
     masks = [rng.random(shape) < share for shape in shapes for share in (0.0, 0.02, 0.5, 1.0)]
@@ -109,19 +97,19 @@ def test_node_decodes_run_lengths_as_coco_does(node_folder):
         warnings.simplefilter("ignore", DeprecationWarning)  # https://github.com/ppwwyyxx/cocoapi, as in e2e_support
         encoded = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
     runs = [{"size": list(one["size"]), "counts": one["counts"].decode()} for one in encoded]
-    result = run_node(node_folder, "runs.mjs", stdin=json.dumps(runs))
+    result = example.run("runs", stdin=json.dumps(runs))
     assert result.returncode == 0, result.stderr
     for mask, printed in zip(masks, json.loads(result.stdout), strict=True):
         assert base64.b64decode(printed) == mask.astype(np.uint8).tobytes()
 
 
-def test_example_of_the_readme_prints_a_mask(open_stack, node_folder):
-    text = (node_folder / "five_lines.mjs").read_text()
+def test_the_five_lines_of_the_readme_print_a_mask(open_stack, node):
+    text = (node.folder / "five_lines.mjs").read_text()
     for default, actual in (("127.0.0.1:50051", open_stack.encoder), ("127.0.0.1:50052", open_stack.decoder)):
         assert default in text
         text = text.replace(default, actual)
-    (node_folder / "example.mjs").write_text(text)
-    result = run_node(node_folder, "example.mjs")
+    (node.folder / "five_lines.mjs").write_text(text)
+    result = node.run("five_lines")
     assert result.returncode == 0, result.stderr
     assert "predictedIou: " in result.stdout
     assert "size: [ 480, 640 ]" in result.stdout
