@@ -72,4 +72,4 @@ def is_id(value: Any) -> TypeGuard[Id]:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+    return (type(value) is int and abs(value) <= 2**53) or (type(value) is float and math.isfinite(value))

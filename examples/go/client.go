@@ -91,7 +91,7 @@ func (c *Client) encode(ctx context.Context, path string) (Image, error) {
 	}
 	digest := sha256.Sum256(content)
 	var found *pb.LookUpEmbeddingResponse
-	err = call(ctx, func() (err error) {
+	err = call(ctx, "CACHE_UNAVAILABLE", func() (err error) {
 		found, err = c.encoder.LookUpEmbedding(ctx, &pb.LookUpEmbeddingRequest{ImageSha256: digest[:]})
 		return err
 	})
@@ -103,7 +103,7 @@ func (c *Client) encode(ctx context.Context, path string) (Image, error) {
 		return handle(path, found.Embedding, false), nil
 	}
 	var made *pb.EncodeImageResponse
-	err = call(ctx, func() (err error) {
+	err = call(ctx, "", func() (err error) {
 		made, err = c.encoder.EncodeImage(ctx, &pb.EncodeImageRequest{Image: content})
 		return err
 	})
@@ -123,7 +123,7 @@ func (c *Client) Predict(image Image, prompt *pb.Prompt, output *pb.OutputOption
 	for isRenewed := false; ; {
 		images := []*pb.ImagePrompts{{EmbeddingKey: image.Key, Prompts: []*pb.Prompt{prompt}}}
 		var answer *pb.PredictMasksResponse
-		err := call(ctx, func() (err error) {
+		err := call(ctx, "", func() (err error) {
 			answer, err = c.decoder.PredictMasks(ctx, &pb.PredictMasksRequest{Images: images, Output: output})
 			return err
 		})
@@ -152,8 +152,8 @@ func (c *Client) begin() (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
-// call sends again exactly when the server says, a few times, and never past the deadline.
-func call(ctx context.Context, send func() error) error {
+// call sends again exactly when the server says, a few times, never past the deadline, nor for one reason.
+func call(ctx context.Context, noRetryOn string, send func() error) error {
 	deadline, _ := ctx.Deadline()
 	for attempt := 1; ; attempt++ {
 		err := send()
@@ -161,7 +161,8 @@ func call(ctx context.Context, send func() error) error {
 			return nil
 		}
 		failure := failureOf(err)
-		if !failure.mayRetry() || attempt == attempts || !time.Now().Add(failure.RetryAfter).Before(deadline) {
+		mayRetry := failure.mayRetry() && failure.Reason != noRetryOn && attempt < attempts
+		if !mayRetry || !time.Now().Add(failure.RetryAfter).Before(deadline) {
 			return failure
 		}
 		time.Sleep(failure.RetryAfter)

@@ -51,7 +51,8 @@ export class Splitsam {
     const image = await readFile(path);
     const imageSha256 = createHash("sha256").update(image).digest();
     // Without a cache nothing can be looked up, and the image has to be sent.
-    const found = await this.#call(this.encoder, "lookUpEmbedding", { imageSha256 }, deadline).catch((error) => {
+    const lookUp = this.#call(this.encoder, "lookUpEmbedding", { imageSha256 }, deadline, "CACHE_UNAVAILABLE");
+    const found = await lookUp.catch((error) => {
       if (error.reason !== "CACHE_UNAVAILABLE") throw error;
       return { found: false };
     });
@@ -93,8 +94,8 @@ export class Splitsam {
     }
   }
 
-  /** One call, sent again exactly when the server says, a few times, and never past the deadline. */
-  async #call(client, method, request, deadline) {
+  /** One call, sent again exactly when the server says, a few times, never past the deadline, nor for one reason. */
+  async #call(client, method, request, deadline, noRetryOn = undefined) {
     for (let attempt = 1; ; attempt++) {
       try {
         return await new Promise((resolve, reject) =>
@@ -105,7 +106,7 @@ export class Splitsam {
       } catch (error) {
         const wait = error.retryDelayMs;
         const mayRetry = RETRYABLE.has(error.code) && wait !== undefined && attempt < ATTEMPTS;
-        if (!mayRetry || Date.now() + wait >= deadline) throw error;
+        if (!mayRetry || error.reason === noRetryOn || Date.now() + wait >= deadline) throw error;
         await sleep(wait);
       }
     }

@@ -6,6 +6,7 @@ import json
 import warnings
 
 import numpy as np
+import pytest
 from e2e_support import (
     decode_rle,
     draw,
@@ -87,6 +88,27 @@ def test_an_example_encodes_again_drops_tokens_and_waits_as_told(
     assert refused["violations"][0]["field"] == "images[0].embedding_key"
     assert refused["requestId"]
     assert waited > 0
+
+
+@pytest.fixture(scope="module")
+def cacheless(stack, service_args):
+    """An encoder that finds no Redis where it is told to look."""
+    with running_service(stack, "encoder", *service_args, "--redis-url", "redis://127.0.0.1:1/0") as service:
+        yield service
+
+
+def test_without_a_cache_an_example_sends_the_image_and_gives_up_after_a_second_time(
+    cacheless, stack, where, example, tmp_path
+):
+    (tmp_path / "photo.png").write_bytes(image_file(draw(1000 + sum(example.language.encode()))))
+    before = metric(cacheless.metrics_url, "splitsam_requests_total", method="EncodeImage", code="OK")
+    options = "--encoder", cacheless.address, "--decoder", stack.decoder, *where[4:]
+    result = example.run("click", "--click", "1,1", *options, tmp_path / "photo.png")
+    assert "sent and encoded" in result.stdout, result.stderr
+    assert result.returncode == 1
+    assert "[EMBEDDING_EXPIRED], request " in result.stderr
+    after = metric(cacheless.metrics_url, "splitsam_requests_total", method="EncodeImage", code="OK")
+    assert after - before == 2
 
 
 def test_an_example_decodes_run_lengths_as_coco_does(example):
