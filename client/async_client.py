@@ -71,10 +71,15 @@ class AsyncClient:
         return images[0].prompts[0]
 
     async def predict_batch(
-        self, images: Sequence[Prompts], *, timeout_s: float | None = None, **output: Unpack[OutputOptions]
+        self,
+        images: Sequence[Prompts],
+        *,
+        timeout_s: float | None = None,
+        background: bool = False,
+        **output: Unpack[OutputOptions],
     ) -> list[ImageMasks]:
         """As `Client.predict_batch`."""
-        return await self._transport.run(self._operations.predict(images, output, timeout_s))
+        return await self._transport.run(self._operations.predict(images, output, timeout_s, background=background))
 
     def generate(
         self,

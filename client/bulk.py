@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from splitsam.client import answers
 from splitsam.client.errors import SplitsamError, error_from_item, stream_broken, stream_ended, too_large
 from splitsam.client.results import BulkResult, EncodedImage, ImageSource
-from splitsam.client.retry import RetryPolicy
+from splitsam.client.retry import PATIENT, RetryPolicy
 from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
 from splitsam.v1 import encoder_pb2
-
-# Nobody waits for a pass: it outlasts a queue that stays full and, once it has begun, the restart of the only encoder.
-_PATIENT = RetryPolicy(attempts=20)
 
 
 @dataclass
@@ -87,7 +84,7 @@ class BulkEncode:
                 failures += 1
                 wait_s: float | None = 0.0  # the probe finds another replica
                 if failures >= self.replicas or not error.is_of_one_replica:
-                    retry, replicas = (_PATIENT, 2) if self._has_answered else (self.retry, self.replicas)
+                    retry, replicas = (PATIENT, 2) if self._has_answered else (self.retry, self.replicas)
                     wait_s = retry.wait_s(error, failures, self.stream_timeout_s, replicas=replicas)
                 if wait_s is None:
                     raise
@@ -131,7 +128,7 @@ class BulkEncode:
         sent = self._owed[position]
         if response.WhichOneof("outcome") == "error":
             error = error_from_item(response.error)
-            wait_s = _PATIENT.wait_s(error, sent.attempts, self.idle_timeout_s)
+            wait_s = PATIENT.wait_s(error, sent.attempts, self.idle_timeout_s)
             if wait_s is not None:
                 sent.attempts += 1
                 self._window = max(self._window / 2, 1.0)

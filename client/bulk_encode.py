@@ -5,25 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import grpc
-
 from splitsam.client.client import Client
 from splitsam.client.errors import SplitsamError
+from splitsam.client.failures import AGAIN, Failure, exit_status, image_failure
 from splitsam.client.image_list import ListedImage
 from splitsam.client.progress import Progress
 from splitsam.client.results import BulkResult
 
-_STREAM_TIMEOUT_S = 24 * 3600.0
-DONE, AGAIN, BAD_IMAGES = 0, 1, 3
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that is not encoded and stored; `is_final` when trying it again would change nothing."""
-
-    image: str
-    message: str
-    is_final: bool
+STREAM_TIMEOUT_S = 24 * 3600.0
 
 
 @dataclass
@@ -39,10 +28,8 @@ class BulkReport:
 
     @property
     def exit_status(self) -> int:
-        """0: every image is encoded and stored; 1: another run may do more; 3: all but images that never will be."""
-        if self.unanswered or not all(failure.is_final for failure in self.failures):
-            return AGAIN
-        return BAD_IMAGES if self.failures else DONE
+        """As of `exit_status`; done is what is encoded and stored."""
+        return AGAIN if self.unanswered else exit_status(self.failures)
 
     def __str__(self) -> str:
         rate = f"{self.elapsed_s:.1f} s, {self.encoded / max(self.elapsed_s, 1e-9):.1f} img/s"
@@ -64,7 +51,7 @@ def encode_all(client: Client, images: Sequence[ListedImage], in_flight: int) ->
     report = BulkReport(len(images), unanswered=len(images))
     with Progress(len(images)) as progress:
         try:
-            for result in client.encode_many(paths, in_flight=in_flight, stream_timeout_s=_STREAM_TIMEOUT_S):
+            for result in client.encode_many(paths, in_flight=in_flight, stream_timeout_s=STREAM_TIMEOUT_S):
                 failure = _failure(result)
                 report.unanswered -= 1
                 if failure is None:
@@ -72,7 +59,7 @@ def encode_all(client: Client, images: Sequence[ListedImage], in_flight: int) ->
                     report.found += result.image is not None and result.image.cache_hit
                 else:
                     report.failures.append(failure)
-                progress.update(None if failure is None else f"{failure.image}: {failure.message}")
+                progress.update(None if failure is None else str(failure))
         except SplitsamError as error:
             progress.say(f"failed: {report.unanswered} images, because the stream broke: {error}")
     report.elapsed_s = progress.elapsed_s
@@ -80,11 +67,6 @@ def encode_all(client: Client, images: Sequence[ListedImage], in_flight: int) ->
 
 
 def _failure(result: BulkResult) -> Failure | None:
-    image, error = str(result.source), result.error
-    if isinstance(error, OSError):
-        return Failure(image, error.strerror or str(error), is_final=isinstance(error, FileNotFoundError))
-    if error is not None:
-        return Failure(image, str(error), is_final=error.code is grpc.StatusCode.INVALID_ARGUMENT)
-    if result.image is None or not result.image.stored:
-        return Failure(image, "encoded, but the cache did not take it", is_final=False)
-    return None
+    if result.error is None and result.image is not None and result.image.stored:
+        return None
+    return image_failure(str(result.source), result.error)

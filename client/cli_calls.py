@@ -9,6 +9,7 @@ import typer
 
 from splitsam.client.cli_connection import with_client
 from splitsam.client.client import Client
+from splitsam.client.export_file import Choice, Form
 from splitsam.client.results import ServiceInfo
 
 commands = typer.Typer()
@@ -80,6 +81,41 @@ def encode(
 
     images = select_images(paths, listed=listed, coco=coco, root=root, shard=parse_shard(shard))
     status = run_bulk_encode(client, images, in_flight, report)
+    if status:
+        raise typer.Exit(status)
+
+
+@commands.command()
+@with_client
+def export(
+    client: Client,
+    coco: Annotated[Path, typer.Argument(help="COCO annotation file with boxes, points or keypoints.")],
+    out: Annotated[Path, typer.Option(help="COCO file to write; an interrupted run goes on from OUT.progress.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; default: that of the file.")] = None,
+    prompt: Annotated[
+        list[str], typer.Option(help="bbox, point_coords or keypoints; several make one prompt together.")
+    ] = ["bbox"],  # noqa: B006 (typer reads the default from here)
+    form: Annotated[Form, typer.Option("--format", help="Polygons have no holes: they are filled.")] = "rle",
+    selection: Annotated[Choice, typer.Option(help="Mask token 0, the best of three, or as fits the prompt.")] = "auto",
+    tolerance: Annotated[float, typer.Option(min=0, max=100, help="How far polygons may stray, in pixels.")] = 1.0,
+    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Images being encoded at a time, at most.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, max=64, help="Requests to the decoder at a time.")] = 4,
+    report: Annotated[Path | None, typer.Option(help="Write counts and failures to a file, as JSON.")] = None,
+) -> None:
+    """A mask for every annotation of a COCO file, after people's clicks; goes on past bad entries and names them.
+
+    Annotations keep their order, ids and boxes; segmentation and area are the mask's, and predicted_iou and
+    stability_score say what the model thinks of it. Exits with 0 when all have masks, 3 when only what never will is
+    missing (an entry or a file that cannot be used), else 1: the same command goes on.
+    """
+    from splitsam.client.export import run_export
+    from splitsam.client.export_pass import ExportOptions
+    from splitsam.client.export_plan import FIELDS
+
+    if unknown := [field for field in prompt if field not in FIELDS]:
+        raise typer.BadParameter(f"--prompt takes {', '.join(FIELDS)}, not {unknown[0]!r}")
+    options = ExportOptions(tuple(prompt), form, selection, tolerance, in_flight, requests)
+    status = run_export(client, coco, root, out, options, report)
     if status:
         raise typer.Exit(status)
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from splitsam.client.service_options import ServiceOptions, service_options
-from splitsam.client.stack import StackSettings
 
 commands = typer.Typer()
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -70,6 +69,7 @@ def up(
     ] = None,
 ) -> None:
     """Run Redis, an encoder and a decoder on this machine until Ctrl-C."""
+    from splitsam.client.stack import StackSettings
     from splitsam.client.up import run_until_stopped
 
     settings = StackSettings(
@@ -98,6 +98,7 @@ def demo(
 ) -> None:
     """Start everything on free ports, segment a photo over gRPC, draw the masks, stop everything."""
     from splitsam.client.demo import run_demo
+    from splitsam.client.stack import StackSettings
 
     if (encoder is None) != (decoder is None):
         raise typer.BadParameter("give both --encoder and --decoder, or neither")

@@ -102,15 +102,21 @@ class Client:
         return self._transport.run(self._operations.predict([(image, [prompt])], output, timeout_s))[0].prompts[0]
 
     def predict_batch(
-        self, images: Sequence[Prompts], *, timeout_s: float | None = None, **output: Unpack[OutputOptions]
+        self,
+        images: Sequence[Prompts],
+        *,
+        timeout_s: float | None = None,
+        background: bool = False,
+        **output: Unpack[OutputOptions],
     ) -> list[ImageMasks]:
         """Masks for any number of prompts on one or several images, in their order.
 
         Args:
             images: pairs of an image (what `encode` returned, or a key) and its prompts, each image once.
+            background: nobody waits for it: clicks go first, and a queue that stays full is waited for longer.
             output: see `OutputOptions`.
         """
-        return self._transport.run(self._operations.predict(images, output, timeout_s))
+        return self._transport.run(self._operations.predict(images, output, timeout_s, background=background))
 
     def generate(
         self,

@@ -22,7 +22,7 @@ from splitsam.client.prompts import (
 )
 from splitsam.client.replicas import call_any
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
-from splitsam.client.retry import Renewals, RetryPolicy
+from splitsam.client.retry import PATIENT, Renewals, RetryPolicy
 from splitsam.client.steps import Collect, Emit, Follow, Leave, Load, Operation, ReceiveBulk, Tell, Unary, Wait
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
@@ -73,7 +73,12 @@ class Operations:
         ).steps()
 
     def predict(
-        self, images: Sequence[Prompts], options: OutputOptions, timeout_s: float | None = None
+        self,
+        images: Sequence[Prompts],
+        options: OutputOptions,
+        timeout_s: float | None = None,
+        *,
+        background: bool = False,
     ) -> Operation[list[ImageMasks]]:
         """Masks for prompts on images, each asked of the decoder that its key belongs to, or of the next one."""
         groups: dict[str, list[int]] = {}
@@ -82,7 +87,7 @@ class Operations:
         results: dict[int, ImageMasks] = {}
         for positions in groups.values():
             group = [images[position] for position in positions]
-            masks = yield from self._predict_on(group, output_message(options), timeout_s)
+            masks = yield from self._predict_on(group, output_message(options), timeout_s, background)
             results.update(zip(positions, masks, strict=True))
         return [results[position] for position in range(len(images))]
 
@@ -202,18 +207,18 @@ class Operations:
             return None
 
     def _predict_on(
-        self, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None
+        self, images: Sequence[Prompts], output: decoder_pb2.OutputOptions, timeout_s: float | None, background: bool
     ) -> Operation[list[ImageMasks]]:
         """One request, with fresh embeddings where those are stale; once without tokens if those have expired."""
         may_drop_tokens = True
         renewals = Renewals(self._deadline_s(timeout_s, self.predict_timeout_s), self.clock)
         addresses = self.decoders_of(images[0][0])
         while True:
-            request = predict_request(images, output)
+            request = predict_request(images, output, background=background)
             step = Unary("decoder", addresses[0], "PredictMasks", request, 0.0)
             deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
             try:
-                _, response = yield from self._call(step, addresses, deadline_s)
+                _, response = yield from self._call(step, addresses, deadline_s, is_patient=background)
             except SplitsamError as error:
                 renewed = yield from self._renew(renewals, images, error)
                 if renewed is not None:
@@ -264,10 +269,17 @@ class Operations:
         return bytes(content)
 
     def _call(
-        self, step: Unary | Collect, addresses: Sequence[str], deadline_s: float, no_retry_on: str = ""
+        self,
+        step: Unary | Collect,
+        addresses: Sequence[str],
+        deadline_s: float,
+        no_retry_on: str = "",
+        *,
+        is_patient: bool = False,
     ) -> Operation[tuple[str, Any]]:
         """Who answered, and what; see `call_any`."""
-        return call_any(step, addresses, deadline_s, retry=self.retry, clock=self.clock, no_retry_on=no_retry_on)
+        retry = PATIENT if is_patient else self.retry
+        return call_any(step, addresses, deadline_s, retry=retry, clock=self.clock, no_retry_on=no_retry_on)
 
     def _deadline_s(self, timeout_s: float | None, default_s: float) -> float:
         return self.clock() + (default_s if timeout_s is None else timeout_s)

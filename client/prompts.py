@@ -138,7 +138,9 @@ def key_of(image: Image) -> str:
     return image if isinstance(image, str) else image.key
 
 
-def predict_request(images: Sequence[Prompts], output: pb.OutputOptions) -> pb.PredictMasksRequest:
+def predict_request(
+    images: Sequence[Prompts], output: pb.OutputOptions, *, background: bool = False
+) -> pb.PredictMasksRequest:
     """The prompts on the wire."""
     return pb.PredictMasksRequest(
         images=[
@@ -146,6 +148,7 @@ def predict_request(images: Sequence[Prompts], output: pb.OutputOptions) -> pb.P
             for image, prompts in images
         ],
         output=output,
+        background=background,
     )
 
 

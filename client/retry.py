@@ -38,6 +38,10 @@ class RetryPolicy:
         return wait_s if wait_s is not None and wait_s < remaining_s else None
 
 
+# Where nobody waits: it outlasts a queue that stays full and, once a pass has begun, the restart of the only server.
+PATIENT = RetryPolicy(attempts=20)
+
+
 @dataclass
 class Renewals:
     """When the embedding behind a prompt is made anew: once when it has expired, and while the model is replaced.

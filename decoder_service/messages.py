@@ -105,7 +105,7 @@ def parse_request(message: decoder_pb2.PredictMasksRequest, limits: PromptLimits
     for i, image in enumerate(message.images):
         prompts = [_parse_prompt(prompt, f"images[{i}].prompts[{j}]") for j, prompt in enumerate(image.prompts)]
         images.append(ImagePrompts(image.embedding_key, tuple(prompts)))
-    request = PredictRequest(tuple(images), parse_output(message.output))
+    request = PredictRequest(tuple(images), parse_output(message.output), message.background)
     validate_request(request)
     return request
 

@@ -83,7 +83,7 @@ class Predictor:
         """
         start_s = time.perf_counter()
         prompts = sum(len(image.prompts) for image in request.images)
-        lane = Lane.CLICK if prompts <= _CLICK_PROMPTS else Lane.BULK
+        lane = Lane.BULK if request.background or prompts > _CLICK_PROMPTS else Lane.CLICK
         self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, weight=prompts)
         keys = [bytes.fromhex(image.embedding_key) for image in request.images]
         embeddings = await gather_or_cancel(self._embeddings.get(tenant, key) for key in keys)

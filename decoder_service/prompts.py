@@ -103,10 +103,11 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """One `PredictMasks` request."""
+    """One `PredictMasks` request; `background` when nobody waits for it."""
 
     images: tuple[ImagePrompts, ...]
     output: OutputOptions
+    background: bool = False
 
 
 def validate_counts(point_counts: Sequence[Sequence[int]], limits: PromptLimits) -> None:

@@ -32,12 +32,14 @@ from pathlib import Path
 
 import torch
 
-from bench.coco.dataset import Dataset, DatasetError, read_dataset
+from bench.coco.dataset import Dataset, read_dataset
 from bench.coco.experiment import LADDER, PROBLEMS_SHOWN, Experiment, Problems, choose_rungs, list_prefix, run
-from bench.coco.rows import ResultsError, RowFile
+from bench.coco.rows import RowFile
 from bench.coco.table import print_table, summarise, write_table
 from bench.commit import read_commit
 from bench.pruning import Sources
+from splitsam.client.coco_file import DatasetError
+from splitsam.client.journal import JournalError
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.checkpoint_files import file_sha256
 from splitsam.common.checkpoints import LoadedModel, load_model
@@ -138,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> int:
             experiment = Experiment(model, sources, device, DecoderModel(model.sam, device), images, rows, problems)
             run(experiment, rungs)
             lines = [line for r in rungs for line in summarise(r, list_prefix(r, device), experiment.scores(r))]
-    except ResultsError as error:
+    except JournalError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print(f"interrupted: the same command goes on from {results}", file=sys.stderr)

@@ -5,30 +5,32 @@ What cannot be used is named in one line and left out; everything else stays usa
 Source: https://cocodataset.org/#format-data
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from splitsam.client.coco_file import (
+    DatasetError,
+    Id,
+    check_annotation,
+    check_image,
+    check_known,
+    is_number,
+    read_content,
+)
 from splitsam.common.errors import InvalidArgument
 from splitsam.common.rle import decode_rle
 from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
 
-Id = int | str
 Masks = NDArray[np.bool_]
 
 SMALLEST_POLYGON = 6
 UNLIMITED = ImageLimits(max_bytes=2**31, max_pixels=10**9)
-
-
-class DatasetError(Exception):
-    """The dataset, or one image of it, cannot be used; the message is one line that names the file or field."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ def read_dataset(annotations: Path, folder: Path) -> Dataset:
     Raises:
         DatasetError: the file is not there or not in COCO's format, or no image of it can be used.
     """
-    content = _read_json(annotations)
+    content = read_content(annotations)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: is not a folder of images")
     problems: list[str] = []
     entries: dict[Id, tuple[Path, tuple[int, int]]] = {}
     for i, entry in enumerate(content["images"]):
-        complaint = _check_image(entry) or _check_unseen(entry["id"], entries)
+        complaint = check_image(entry, entries)
         if complaint:
             problems.append(f"{annotations.name}: images[{i}]{complaint}")
         else:
@@ -102,7 +104,7 @@ def read_dataset(annotations: Path, folder: Path) -> Dataset:
     crowds = 0
     for i, entry in enumerate(content["annotations"]):
         place = f"annotations[{i}]"
-        complaint = _check_annotation(entry) or _check_known(entry["image_id"], entries)
+        complaint = _check_annotation(entry) or check_known(entry["image_id"], entries)
         if complaint:
             problems.append(f"{annotations.name}: {place}{complaint}")
         elif entry.get("iscrowd", 0):
@@ -177,7 +179,7 @@ def _draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Masks:
     for i, polygon in enumerate(polygons):
         if not isinstance(polygon, list) or len(polygon) < SMALLEST_POLYGON or len(polygon) % 2:
             raise DatasetError(f"polygon {i} must be an even number of coordinates, at least {SMALLEST_POLYGON}")
-        if not all(_is_number(value) and -reach <= value <= 2 * reach for value in polygon):
+        if not all(is_number(value) and -reach <= value <= 2 * reach for value in polygon):
             raise DatasetError(f"polygon {i} has a coordinate that is no number of pixels near the image")
     counts: bytes = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))["counts"]
     return decode_rle(size, counts.decode("ascii"))
@@ -201,60 +203,11 @@ def _draw_runs(runs: Mapping[str, Any], size: tuple[int, int]) -> Masks:
     return np.ascontiguousarray(columns.T)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The file's content, seen to have lists of images and annotations."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: is not in COCO's format: it must be an object with images and annotations")
-    for field in ("images", "annotations"):
-        if not isinstance(content.get(field), list):
-            raise DatasetError(f"{path}: is not in COCO's format: {field} must be a list")
-    return content
-
-
-def _check_image(entry: Any) -> str:
-    """What is wrong with an entry of `images`, from its field on; empty when nothing is."""
-    if not isinstance(entry, dict):
-        return ": must be an object"
-    if not _is_id(entry.get("id")):
-        return ".id: must be a whole number or a string"
-    if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-        return ".file_name: must be the name of a file"
-    for field in ("height", "width"):
-        if type(entry.get(field)) is not int or entry[field] < 1:
-            return f".{field}: must be a whole number of pixels"
-    return ""
-
-
 def _check_annotation(entry: Any) -> str:
-    if not isinstance(entry, dict):
-        return ": must be an object"
-    if not _is_id(entry.get("image_id")):
-        return ".image_id: must be a whole number or a string"
-    if not _is_id(entry.get("id", 0)):
-        return ".id: must be a whole number or a string"
+    """What is wrong with an entry of `annotations`, from its field on; empty when nothing is."""
+    if complaint := check_annotation(entry):
+        return complaint
     if "segmentation" not in entry:
         return ".segmentation: is missing"
     area = entry.get("area", 0)
-    return "" if area is None or (_is_number(area) and area >= 0) else ".area: must be a number of at least 0"
-
-
-def _check_unseen(key: Id, entries: Mapping[Id, Any]) -> str:
-    return f".id: {key!r} is the id of an earlier image too" if key in entries else ""
-
-
-def _check_known(key: Id, entries: Mapping[Id, Any]) -> str:
-    return "" if key in entries else f".image_id: {key!r} is the id of no usable image"
-
-
-def _is_id(value: Any) -> TypeGuard[Id]:
-    return type(value) in (int, str)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+    return "" if area is None or (is_number(area) and area >= 0) else ".area: must be a number of at least 0"

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bench.coco.dataset import CocoImage, DatasetError, LoadedImage, load_image
+from bench.coco.dataset import CocoImage, LoadedImage, load_image
 from bench.coco.rows import Row, RowFile
 from bench.coco.scores import Score, score_image
 from bench.pruning import Sources
+from splitsam.client.coco_file import DatasetError
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.checkpoints import LoadedModel
 from splitsam.common.precision import DTYPES, exact_convolutions

@@ -29,8 +29,8 @@ from manifests import (
 from opentelemetry.sdk.resources import OTELResourceDetector
 from opentelemetry.sdk.trace import TracerProvider
 
-from splitsam.client.bulk_encode import AGAIN, BAD_IMAGES
 from splitsam.client.cli import app
+from splitsam.client.failures import AGAIN, BAD_INPUT
 from splitsam.client.image_list import parse_shard
 from splitsam.client.stack import StackSettings
 from splitsam.common.checkpoint_files import META_SHA256, file_sha256
@@ -237,7 +237,7 @@ def test_the_job_tries_again_what_may_help_and_nothing_else():
     assert spec["completionMode"] == "Indexed"
     assert spec["backoffLimitPerIndex"] > 0
     [final] = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailIndex"]
-    assert final["values"] == [2, BAD_IMAGES]
+    assert final["values"] == [2, BAD_INPUT]
     assert AGAIN not in final["values"]
     assert final["containerName"] == spec["template"]["spec"]["containers"][0]["name"]
     assert spec["template"]["spec"]["restartPolicy"] == "Never"  # such a policy allows no other

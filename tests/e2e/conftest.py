@@ -3,6 +3,7 @@
 import pytest
 import torch
 from e2e_support import Caller, draw, image_file
+from example_support import prepare_go, prepare_node
 from safetensors.torch import save_file
 
 from splitsam.client import Client
@@ -145,6 +146,22 @@ def encoded(alpha, photo):
 @pytest.fixture(scope="session")
 def key(encoded):
     return encoded.embedding.embedding_key
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    return prepare_node(tmp_path_factory.mktemp("node") / "example")
+
+
+@pytest.fixture(scope="session")
+def go(tmp_path_factory):
+    return prepare_go(tmp_path_factory.mktemp("go"))
+
+
+@pytest.fixture(params=["node", "go"])
+def example(request):
+    """The example of each language that can be run here."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 from e2e_support import draw, image_file, iou, is_serving, run_command, running_service, wait_until
-from relay import Relay
 
+from bench.relay import Relay
 from splitsam.client import Client
 from splitsam.common.rle import decode_rle
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 from e2e_support import draw, image_file, run_command
-from relay import Relay
 
+from bench.relay import Relay
 from splitsam.client import cli
 from splitsam.client.image_list import Shard
 

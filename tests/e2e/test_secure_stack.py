@@ -120,6 +120,17 @@ def test_the_client_encodes_and_clicks(secure, token, tls, photo):
         )
 
 
+def test_the_examples_click_with_a_certificate_that_is_trusted(secure, token, files, photo, example, tmp_path):
+    (tmp_path / "token").write_text(token)
+    (tmp_path / "photo.png").write_bytes(photo)
+    pair = "--cert", files / "caller.pem", "--key", files / "caller.key", "--token-file", tmp_path / "token"
+    where = "--encoder", secure.encoder, "--decoder", secure.decoder, *pair
+    for ca, status in (("ca.pem", 0), ("other-ca.pem", 1)):
+        result = example.run("click", "--click", "100,120", "--ca", files / ca, *where, tmp_path / "photo.png")
+        assert result.returncode == status, result.stderr
+    assert "certificate" in result.stderr
+
+
 def test_the_decoder_calls_the_encoder_with_its_own_certificate(secure, token, tls):
     with Client(secure.encoder, secure.decoder, token=token, tls=tls) as client:
         image = client.encode(image_file(draw(73)))

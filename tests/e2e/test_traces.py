@@ -179,6 +179,26 @@ def test_a_refusal_is_found_by_its_request_id_below_the_callers_span(collector, 
     assert not span.is_failed  # the mistake is the caller's
 
 
+@pytest.mark.parametrize(("background", "lane"), [(False, "click"), (True, "bulk")])
+def test_a_request_that_nobody_waits_for_waits_behind_clicks(collector, traced, background, lane):
+    caller = Caller(traced.encoder, traced.decoder, TOKEN)
+    key = caller.encode(PHOTO).embedding.embedding_key
+    trace_id, span_id = f"{1 + background:032x}", "00f067aa0ba902b7"
+    options = caller.options()
+    options["metadata"] += (("traceparent", f"00-{trace_id}-{span_id}-01"),)
+    request = ask({key: [prompt(point(9, 9))]})
+    request.background = background
+    caller.decoder.PredictMasks(request, **options)
+    caller.close()
+
+    def waited():
+        spans = [span for span in collector.spans if span.trace_id == trace_id]
+        return [span for span in spans if span.name == "wait for a batch"]
+
+    [span] = wait_until(waited, "the span of the wait has arrived", 10)
+    assert span.attributes["splitsam.lane"] == lane
+
+
 def test_each_image_and_each_position_of_a_stream_has_its_own_span(collector, traced):
     caller = Caller(traced.encoder, traced.decoder, TOKEN)
     key = caller.encode(PHOTO).embedding.embedding_key

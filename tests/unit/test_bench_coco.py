@@ -11,10 +11,12 @@ from pycocotools import mask as coco_mask
 from bench.coco import __main__ as coco
 from bench.coco import drawn as drawn_coco
 from bench.coco import experiment as coco_experiment
-from bench.coco.dataset import DatasetError, draw_mask, load_image, read_dataset
-from bench.coco.rows import ResultsError, Row, RowFile
+from bench.coco.dataset import draw_mask, load_image, read_dataset
+from bench.coco.rows import Row, RowFile
 from bench.coco.scores import Score, find_centre_point, measure_iou
 from bench.coco.table import summarise
+from splitsam.client.coco_file import DatasetError
+from splitsam.client.journal import JournalError
 from splitsam.common.checkpoints import load_model
 from splitsam.common.rle import decode_rle
 from training.evaluate import Example
@@ -274,18 +276,18 @@ def test_row_file_refuses_other_settings_damage_and_what_is_not_its_own(tmp_path
     path = tmp_path / "rows.jsonl"
     with RowFile(path, {"model_id": "a"}, {}) as rows:
         rows.append(Row("fp32", 1, ()))
-        with pytest.raises(ResultsError, match="another run is writing it"):
+        with pytest.raises(JournalError, match="another run is writing it"):
             RowFile(path, {"model_id": "a"}, {})
-    with pytest.raises(ResultsError, match="another model_id \\('a' then, 'b' now\\)"):
+    with pytest.raises(JournalError, match="another model_id \\('a' then, 'b' now\\)"):
         RowFile(path, {"model_id": "b"}, {})
-    with pytest.raises(ResultsError, match="another torch"):
+    with pytest.raises(JournalError, match="another torch"):
         RowFile(path, {"model_id": "a", "torch": "2"}, {})
     path.write_text(path.read_text() + '{"rung": 1}\n')
-    with pytest.raises(ResultsError, match="line 3 is damaged"):
+    with pytest.raises(JournalError, match="line 3 is damaged"):
         RowFile(path, {"model_id": "a"}, {})
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
-    with pytest.raises(ResultsError, match="is not a results file"):
+    with pytest.raises(JournalError, match="is not a file of"):
         RowFile(notes, {}, {})
     assert notes.read_text() == "mine"
 

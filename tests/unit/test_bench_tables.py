@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench.datasets import tables as datasets
 from bench.decoder import tables as decoder
 from bench.documents import DOCUMENTS
 from bench.faults import tables as faults
@@ -11,7 +12,7 @@ from bench.readiness import tables as readiness
 from bench.row_file import RESULTS
 from bench.waterfall import tables as waterfall
 
-BENCHMARKS = (decoder, faults, fuzz, load, readiness, waterfall)
+BENCHMARKS = (datasets, decoder, faults, fuzz, load, readiness, waterfall)
 
 
 @pytest.mark.parametrize("tables", BENCHMARKS, ids=lambda tables: tables.__name__)

@@ -359,6 +359,16 @@ def test_batch_over_several_decoders_comes_back_in_order(call):
     assert sum(len(decoder.calls[0][1].images) for decoder in decoders) == len(keys)
 
 
+def test_in_the_background_a_full_queue_is_waited_for_longer(call):
+    full = errors.QueueFull("the queue is full", retry_delay_s=SOON_S)
+    decoder = ScriptedDecoder(PredictMasks=[*[full] * RetryPolicy().attempts, None])
+    with pytest.raises(SplitsamError, match="full"):
+        call("predict_batch", [(KEY, [])], decoder=ScriptedDecoder(PredictMasks=decoder.script["PredictMasks"]))
+    [result] = call("predict_batch", [(KEY, [])], decoder=decoder, background=True)
+    assert result.key == KEY
+    assert all(request.background for _, request, *_ in decoder.calls)
+
+
 def bulk(reply):
     """An EncodeImages handler that answers every request with what `reply(request)` returns."""
 

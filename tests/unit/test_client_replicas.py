@@ -6,7 +6,6 @@ from threading import Event
 
 import grpc
 import pytest
-from relay import Relay
 from test_client_calls import (  # noqa: F401 (fixtures)
     ENCODED,
     FOUND_MASK,
@@ -27,6 +26,7 @@ from test_client_calls import (  # noqa: F401 (fixtures)
     willing,
 )
 
+from bench.relay import Relay
 from splitsam.client import Client, SplitsamError
 from splitsam.client.errors import SplitsamError as Error
 from splitsam.client.retry import RetryPolicy

@@ -1,0 +1,1 @@
+"""How long the command line takes for whole datasets: see `__main__.py`."""
