@@ -35,6 +35,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
+from .relpos_hopper import launch_hopper, suits_hopper
 from .tiles import Tile, choose_tile
 
 LOG2_E = math.log2(math.e)
@@ -96,16 +97,20 @@ def _store_position_terms(
 
 @triton.jit
 def _global_kernel(
-    qkv, pairs0, pairs1, rel_pos_h, rel_pos_w, scratch, out,
+    qkv, pairs0, pairs1, rel_pos_h, rel_pos_w, scratch, out, wanted,
     scale_log2, stride_batch, stride_token,
     HEADS: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     TABLE_H: tl.constexpr, TABLE_W: tl.constexpr, SCRATCH_COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """A program per (query tile, head, image)."""
+    """A program per (query tile, head, image); with `wanted`, only those it names."""
     D: tl.constexpr = D0 + D1
     TOKENS: tl.constexpr = GH * GW
     tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    program = (image * HEADS + head) * tl.num_programs(0) + tile
+    if wanted is not None:
+        if tl.load(wanted + program) == 0:
+            return
     first = qkv + image.to(tl.int64) * stride_batch + head * D
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     d0, d1 = tl.arange(0, D0), tl.arange(0, 16 if D1 == 0 else D1)
@@ -119,7 +124,6 @@ def _global_kernel(
     if D1 > 0:
         q1 = tl.load(q_starts + D0 + d1[None, :], mask=real_m, other=0.0)  # [BLOCK_M, D1]
 
-    program = (image * HEADS + head) * tl.num_programs(0) + tile
     terms = scratch + program.to(tl.int64) * (SCRATCH_COLUMNS * BLOCK_M)
     i = tl.arange(0, BLOCK_M)
     position = m
@@ -215,16 +219,34 @@ def launch_global_attention(
     batch, tokens, _, heads, d = qkv.shape
     check_scale(scale)
     tile = tile or choose_tile("global", qkv)
+    if tile.overlap and suits_hopper(qkv, grid, tile):
+        out, unsafe = launch_hopper(qkv, rel_pos_h, rel_pos_w, gh, scale * LOG2_E, tile)
+        exact = Tile(tile.block_m, tile.num_warps, 2, tma=True, max_registers=128)
+        return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, exact, out, unsafe)
+    return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, tile, qkv.new_empty(batch, tokens, heads * d), None)
+
+
+def _launch(
+    qkv: torch.Tensor,
+    rel_pos_h: torch.Tensor,
+    rel_pos_w: torch.Tensor,
+    grid: tuple[int, int],
+    scale: float,
+    tile: Tile,
+    out: torch.Tensor,
+    wanted: torch.Tensor | None,
+) -> torch.Tensor:
+    """Fills `out`, or of it the query tiles that `wanted`, [B, heads, query tiles] int32, marks."""
+    (gh, gw), (batch, tokens, _, heads, d) = grid, qkv.shape
     d0, d1 = head_parts(d)
     block_n = _side_block(gw)
     tiles = triton.cdiv(tokens, tile.block_m)
     scratch_columns = max(gh, block_n)
     scratch = qkv.new_empty(batch * heads * tiles, scratch_columns, tile.block_m, dtype=torch.float32)
-    out = qkv.new_empty(batch, tokens, heads * d)
     tma = tile.tma and gw == block_n and _one_matrix(qkv)  # a descriptor cannot mask the end of an image row
     pairs0, pairs1 = _descriptors(qkv, block_n, (d0, d1)) if tma else (None, None)
     _global_kernel[(tiles, heads, batch)](
-        qkv, pairs0, pairs1, rel_pos_h, rel_pos_w, scratch, out,
+        qkv, pairs0, pairs1, rel_pos_h, rel_pos_w, scratch, out, wanted,
         scale * LOG2_E, qkv.stride(0), qkv.stride(1),
         HEADS=heads, GH=gh, GW=gw, D0=d0, D1=d1,
         TABLE_H=_side_block(2 * gh - 1), TABLE_W=_side_block(2 * gw - 1), SCRATCH_COLUMNS=scratch_columns,

@@ -20,13 +20,14 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers."""
+    """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers, overlap in `relpos_hopper`."""
 
     block_m: int
     num_warps: int
     num_stages: int
     tma: bool = False
     max_registers: int | None = None
+    overlap: int = 0
 
     def launch_options(self) -> dict[str, int]:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}

@@ -23,7 +23,7 @@ def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
     types = pointers | {"scratch": "*fp32", "scale_log2": "fp32", "stride_batch": "i32", "stride_token": "i32"}
     constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "GW": 64, "D0": d0, "D1": d1}
     constants |= {"TABLE_H": 128, "TABLE_W": 128, "SCRATCH_COLUMNS": 64, "BLOCK_N": 64}
-    constants |= {"BLOCK_M": tile.block_m, "TMA": tile.tma}
+    constants |= {"BLOCK_M": tile.block_m, "TMA": tile.tma, "wanted": None}
     for name, width in (("pairs0", d0), ("pairs1", d1)):
         if tile.tma and width:
             types[name] = f"tensordesc<{dtype}[64, {width}]>"
