@@ -80,9 +80,8 @@ CANDIDATES = {
 OVERLAPPING = [
     Tile(64, 4, 2, tma=True, max_registers=128),
     Tile(128, 8, 3, tma=True, max_registers=128),
-    *(Tile(128, 8, stages, overlap=overlap) for overlap in (3, 4, 11, 12) for stages in (3, 4)),
-    *(Tile(64, 4, 2, overlap=overlap) for overlap in (3, 4, 11)),
-    Tile(64, 4, 2, max_registers=168, overlap=4),
+    *(Tile(128, 8, stages, overlap=overlap) for overlap in (3, 4, 11) for stages in (3, 4)),
+    *(Tile(64, 4, 2, overlap=overlap) for overlap in (3, 4)),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`relpos_global` for Hopper, bfloat16 and 64 tokens a row: products run while the tensor cores' results are exponentiated.
+"""`relpos_global` for Hopper, bfloat16 and 64 tokens a row: products run while earlier scores are exponentiated.
 
 Triton waits for every product right after starting it, so a warp either multiplies or exponentiates. Here, in Gluon, a
 program says when to wait. Rows of keys come in pairs (a, b); what is in flight while which row is exponentiated:
@@ -9,15 +9,16 @@ program says when to wait. Rows of keys come in pairs (a, b); what is in flight 
     start acc += p_b v_b; wait for all but that
 
 The softmax is optimistic: a query's scores are taken relative to their maximum in the first image row, once, in place
-of a running maximum that every product of values would have to wait for. p is as exact as any while a query's sum lies
-between 2^-120 and 2^120, as bfloat16 and float32 have the same exponents. A program whose sums leave 2^-60 .. 2^60 sets
-its flag, and `relpos_global` computes that tile again.
+of a running maximum that every product of values would have to wait for. bfloat16 has the exponents of float32, so a
+large p is as exact as a small one. A program with a sum above 2^60 sets its flag, and `relpos_global` computes that
+tile again with the running maximum.
 """
 
 # ruff: noqa: N803, N806
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import torch
+import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -35,7 +36,10 @@ from .tiles import Tile
 
 
 @gluon.jit
-def _fetch(pairs0, pairs1, tiles0, tiles1, ready, pair, token, column, D0: gl.constexpr, D1: gl.constexpr, PAIRS: gl.constexpr, STAGES: gl.constexpr):
+def _fetch(
+    pairs0, pairs1, tiles0, tiles1, ready, pair, token, column,
+    D0: gl.constexpr, D1: gl.constexpr, PAIRS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
     """Starts the copy of two image rows of keys or values into their slot of the ring."""
     slot = pair % STAGES
     wanted = (pair >= 0) & (pair < PAIRS)
@@ -47,7 +51,10 @@ def _fetch(pairs0, pairs1, tiles0, tiles1, ready, pair, token, column, D0: gl.co
 
 
 @gluon.jit
-def _start_scores(q0, q1, keys0, keys1, pair, ODD: gl.constexpr, SCORES: gl.constexpr, D1: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr):
+def _start_scores(
+    q0, q1, keys0, keys1, pair,
+    ODD: gl.constexpr, SCORES: gl.constexpr, D1: gl.constexpr, BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
     slot = pair % STAGES
     zero = gl.zeros([BLOCK_M, 64], gl.float32, SCORES)
     s = warpgroup_mma(q0, keys0.index(slot).slice(ODD * 64, 64).permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -98,7 +105,6 @@ def hopper_kernel(
     SUM0: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D0, 16])
     SUM1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, E1, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
-    QUERY: gl.constexpr = gl.SliceLayout(1, SCORES)
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     NARROW: gl.constexpr = gl.NVMMASharedLayout(32, 16)
     tile, head, image = gl.program_id(0), gl.program_id(1), gl.program_id(2)
@@ -163,17 +169,14 @@ def hopper_kernel(
     gl.thread_barrier()
     for pair in gl.static_range(STAGES - PIPE % 2):  # where sums stay in flight, values come one pair later
         _fetch(pairs0, pairs1, values0, values1, v_ready, pair, token, v_column, D0, D1, PAIRS, STAGES)
-    i = gl.arange(0, BLOCK_M, QUERY)
+    i = gl.arange(0, BLOCK_M, gl.SliceLayout(1, SCORES))
     n = gl.arange(0, 64, gl.SliceLayout(0, SCORES))
     rel_w = gl.load(terms + i[:, None] * 64 + n[None, :])
     column = tile * (BLOCK_M // 64) + GH - 1  # of the table, for the tile's first row of queries and key row 0
     second = (i >= 64)[:, None]
 
     mbarrier.wait(k_ready.index(0), 0)
-    if PIPE >= 8:
-        qr = q0.load(gl.DotOperandLayout(0, SCORES, 2))
-    else:
-        qr = q0
+    qr = q0.load(OPERAND) if PIPE >= 8 else q0
     s0 = _start_scores(qr, q1, keys0, keys1, 0, 0, SCORES, D1, BLOCK_M, STAGES)
     s0 = warpgroup_mma_wait(0, [s0])
     rel_w -= gl.max(s0 * scale_log2 + rel_w, 1)[:, None] + _row_term(rel_h, column, second, SCORES, BLOCK_M)
@@ -219,7 +222,7 @@ def hopper_kernel(
     acc0, acc1 = _start_sum(p1, acc0, acc1, values0, values1, PAIRS - 1, 1, D1, STAGES)
 
     sums = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, SUM0))
-    unsafe = (sums > 1.152921504606847e18).to(gl.int32) | (sums < 8.673617379884035e-19).to(gl.int32) | (sums != sums).to(gl.int32)
+    unsafe = 1 - (sums < 1.152921504606847e18).to(gl.int32)  # 2^60, or NaN; the first image row alone adds 1 or more
     gl.store(flags + program, gl.max(unsafe, 0))
     m = tile * BLOCK_M + gl.arange(0, BLOCK_M, gl.SliceLayout(1, SUM0))
     starts = out + (token + m).to(gl.int64)[:, None] * (HEADS * D) + head * D
@@ -228,7 +231,9 @@ def hopper_kernel(
         m1 = tile * BLOCK_M + gl.arange(0, BLOCK_M, gl.SliceLayout(1, SUM1))
         starts1 = out + (token + m1).to(gl.int64)[:, None] * (HEADS * D) + head * D
         sums1 = gl.convert_layout(sums, gl.SliceLayout(1, SUM1))
-        gl.store(starts1 + D0 + gl.arange(0, E1, gl.SliceLayout(0, SUM1))[None, :], (o1 / sums1[:, None]).to(gl.bfloat16))
+        gl.store(
+            starts1 + D0 + gl.arange(0, E1, gl.SliceLayout(0, SUM1))[None, :], (o1 / sums1[:, None]).to(gl.bfloat16)
+        )
     else:
         o0 = warpgroup_mma_wait(0, [acc0])
     gl.store(starts + gl.arange(0, D0, gl.SliceLayout(0, SUM0))[None, :], (o0 / sums[:, None]).to(gl.bfloat16))
@@ -239,7 +244,8 @@ def suits_hopper(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
     gh, gw = grid
     one_matrix = qkv.shape[0] == 1 or qkv.stride(0) == qkv.shape[1] * qkv.stride(1)
     rows_fit = gh % 2 == 0 and 2 * tile.num_stages <= gh <= 64
-    return qkv.dtype == torch.bfloat16 and gw == 64 and rows_fit and one_matrix
+    plain = qkv.dtype == torch.bfloat16 and gw == 64 and rows_fit and one_matrix
+    return plain and not triton.knobs.runtime.interpret
 
 
 def launch_hopper(

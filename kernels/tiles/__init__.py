@@ -20,7 +20,10 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers, overlap in `relpos_hopper`."""
+    """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
+
+    Where `overlap` is not 0, `relpos_hopper` computes what suits it; a stage is then two image rows.
+    """
 
     block_m: int
     num_warps: int
