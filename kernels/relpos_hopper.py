@@ -34,6 +34,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .arguments import head_parts
 from .tiles import Tile
 
+wait_for_all = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7 renamed it
+
 
 @gluon.jit
 def _fetch(
@@ -135,7 +137,7 @@ def hopper_kernel(
         mbarrier.init(v_ready.index(slot), count=1)
     mbarrier.init(q_ready, count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    wait_for_all()
 
     mbarrier.expect(q_ready, (BLOCK_M + 256) * D * 2)
     tma.async_copy_global_to_shared(queries0, [token + tile * BLOCK_M, head * D], q_ready, q0)
@@ -166,7 +168,7 @@ def hopper_kernel(
     products = warpgroup_mma_wait(0, [products])
     by_query: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
     rel_h._reinterpret(gl.float32, [BLOCK_M, 128], by_query).store(products * 1.4426950408889634)
-    gl.thread_barrier()
+    wait_for_all()
     for pair in gl.static_range(STAGES - PIPE % 2):  # where sums stay in flight, values come one pair later
         _fetch(pairs0, pairs1, values0, values1, v_ready, pair, token, v_column, D0, D1, PAIRS, STAGES)
     i = gl.arange(0, BLOCK_M, gl.SliceLayout(1, SCORES))
@@ -198,7 +200,7 @@ def hopper_kernel(
         acc0, acc1 = _start_sum(p1, acc0, acc1, values0, values1, pair, 1, D1, STAGES)
         if PIPE % 8 == 3:
             s0 = warpgroup_mma_wait(EACH, [s2])
-            gl.thread_barrier()
+            wait_for_all()
             _fetch(pairs0, pairs1, keys0, keys1, k_ready, pair + STAGES, token, k_column, D0, D1, PAIRS, STAGES)
             _fetch(pairs0, pairs1, values0, values1, v_ready, pair + STAGES - 1, token, v_column, D0, D1, PAIRS, STAGES)
         else:
@@ -208,7 +210,7 @@ def hopper_kernel(
             else:
                 s0, acc0 = warpgroup_mma_wait(0, [s2, acc0])
             acc0 = warpgroup_mma_init(acc0)
-            gl.thread_barrier()
+            wait_for_all()
             _fetch(pairs0, pairs1, keys0, keys1, k_ready, pair + STAGES, token, k_column, D0, D1, PAIRS, STAGES)
             _fetch(pairs0, pairs1, values0, values1, v_ready, pair + STAGES, token, v_column, D0, D1, PAIRS, STAGES)
     s1 = _start_scores(qr, q1, keys0, keys1, PAIRS - 1, 1, SCORES, D1, BLOCK_M, STAGES)

@@ -14,10 +14,11 @@ def compiled(kernel, types: dict[str, str], constants: dict[str, object], arch: 
     """As a launch would, with 16-byte alignment of pointers and strides."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = [i for i, name in enumerate(signature) if "*" in signature[name] or "stride" in name]
-    source = ASTSource(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature=signature,
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
@@ -35,6 +36,15 @@ def registers(binary, folder: Path) -> dict[str, int]:
     cubin.write_bytes(binary.asm["cubin"])
     report = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+
+
+def serialised(binary, folder: Path) -> bool:
+    """Whether the assembler waits for each of Hopper's products, as it does where it cannot tell when one is read."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    source = folder / "kernel.ptx"
+    source.write_text(binary.asm["ptx"])
+    command = [tool, "-v", "--gpu-name=sm_90a", source, "-o", folder / "kernel.out"]
+    return "serialized" in subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def overwritten_too_soon(binary) -> list[str]:

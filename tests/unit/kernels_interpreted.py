@@ -11,6 +11,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 
 from splitsam.kernels.relpos_global import (
+    _launch,
     global_attention,
     global_attention_reference,
     launch_global_attention,
@@ -67,6 +68,21 @@ def errors(kernel: str, shape: tuple[int, int, int, int, int], dtype: torch.dtyp
     }
 
 
+def recomputed() -> dict[str, float]:
+    """Errors of the query tiles that the global kernel is asked for, and what it left of the others, which were 7."""
+    torch.manual_seed(3)
+    inputs = [torch.randn(2, 48, 3, 2, 64), torch.randn(5, 64), torch.randn(31, 64)]
+    wanted = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0], dtype=torch.int32).view(2, 2, 2)  # [B, heads, query tiles]
+    out = _launch(*inputs, (3, 16), 0.125, Tile(32, 4, 1, tma=True), torch.full((2, 48, 128), 7.0), wanted)
+    expected = global_attention_reference(*inputs, (3, 16), 0.125)
+    chosen = wanted.bool().repeat_interleave(32, 2)[..., :48].transpose(1, 2).repeat_interleave(64, 2)
+    return {
+        "wanted": float((out - expected)[chosen].abs().max()),
+        "others": float((out[~chosen] - 7).abs().max()),
+        "largest": float(expected.abs().max()),
+    }
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(
@@ -76,5 +92,6 @@ if __name__ == "__main__":
                 for name, (kernel, shape) in CASES.items()
                 for dtype in (torch.float32, torch.float16)
             }
+            | {"recomputed": recomputed()}
         )
     )

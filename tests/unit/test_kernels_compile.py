@@ -7,11 +7,12 @@ import pytest
 
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
-from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_too_soon, registers
+from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_too_soon, registers, serialised
 
 from splitsam.kernels import tiles
 from splitsam.kernels.arguments import head_parts
 from splitsam.kernels.relpos_global import _global_kernel
+from splitsam.kernels.relpos_hopper import hopper_kernel
 from splitsam.kernels.relpos_window import _window_kernel
 
 HEADS = {64: 12, 80: 16}
@@ -30,6 +31,22 @@ def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
         else:
             constants[name] = None
     return compiled(_global_kernel, types, constants, arch, tile.launch_options())
+
+
+def compile_hopper(tile: tiles.Tile, d: int):
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    parts = head_parts(d)
+    constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "D0": parts[0], "D1": parts[1]}
+    constants |= {"BLOCK_M": tile.block_m, "STAGES": tile.num_stages, "PIPE": tile.overlap}
+    types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
+    for source, rows in (("queries", tile.block_m), ("pairs", 128), ("tables_h", 128), ("tables_w", 128)):
+        for i, width in enumerate(parts):
+            if width:
+                types[f"{source}{i}"] = f"tensordesc<bf16[{rows}, {width}],{NVMMASharedLayout(2 * width, 16)}>"
+            else:
+                constants[f"{source}{i}"] = None
+    return compiled(hopper_kernel, types, constants, 90, {"num_warps": tile.num_warps})
 
 
 def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
@@ -63,6 +80,15 @@ def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
     binary = compile_global(tiles.Tile(128, 8, 3, tma=True), d, "bf16", 90)
     assert "cp.async.bulk.tensor" in binary.asm["ptx"]
     assert binary.metadata.shared <= SHARED_BYTES[90]
+
+
+@pytest.mark.parametrize(("d", "stages"), [(64, 4), (80, 3)])
+@pytest.mark.parametrize("overlap", [3, 4, 11])
+def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, stages: int, overlap: int, tmp_path: Path) -> None:
+    binary = compile_hopper(tiles.Tile(128, 8, stages, overlap=overlap), d)
+    assert binary.metadata.shared <= SHARED_BYTES[90]
+    assert registers(binary, tmp_path).get("STACK", 0) == 0
+    assert not serialised(binary, tmp_path)
 
 
 def test_every_installed_tile_is_well_formed() -> None:

@@ -92,7 +92,14 @@ def test_float16_kernel_errs_no_more_than_twice_pytorch(interpreted: dict[str, d
 
 
 def test_every_interpreted_case_is_asserted(interpreted: dict[str, dict[str, float]]) -> None:
-    assert set(interpreted) == {f"{name} {dtype}" for name in NAMES for dtype in ("float32", "float16")}
+    cases = {f"{name} {dtype}" for name in NAMES for dtype in ("float32", "float16")}
+    assert set(interpreted) == cases | {"recomputed"}
+
+
+def test_global_kernel_recomputes_the_wanted_query_tiles_alone(interpreted: dict[str, dict[str, float]]) -> None:
+    found = interpreted["recomputed"]
+    assert found["wanted"] <= 5e-6 * max(1.0, found["largest"])
+    assert found["others"] == 0
 
 
 def good_inputs(sides: tuple[int, int] = (4, 4)) -> list[torch.Tensor]:

@@ -1,0 +1,47 @@
+"""The overlapping attention kernel's program, step by step on the CPU; test_kernels_compile compiles it."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
+
+import gluon_on_cpu
+
+from splitsam.kernels.relpos_global import LOG2_E, global_attention_reference
+
+
+def inputs(batch: int, gh: int, heads: int, d: int) -> list[torch.Tensor]:
+    torch.manual_seed(d + gh)
+    shapes = ((batch, gh * 64, 3, heads, d), (2 * gh - 1, d), (127, d))
+    return [(std * torch.randn(shape)).bfloat16() for shape, std in zip(shapes, (1.0, 0.3, 0.3), strict=True)]
+
+
+def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `out` and of PyTorch in bfloat16, against float32."""
+    scale = tensors[0].shape[-1] ** -0.5
+    expected = global_attention_reference(*[tensor.float() for tensor in tensors], (gh, 64), scale)
+    pytorch = global_attention_reference(*tensors, (gh, 64), scale)
+    return (out - expected).abs(), (pytorch - expected).abs()
+
+
+@pytest.mark.parametrize("overlap", [3, 4, 11])
+@pytest.mark.parametrize(("block_m", "stages"), [(128, 3), (64, 2)])
+@pytest.mark.parametrize(("batch", "gh", "heads", "d"), [(1, 10, 1, 64), (2, 6, 1, 80)])
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages, overlap) -> None:
+    tensors = inputs(batch, gh, heads, d)
+    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages, overlap)
+    kernel, pytorch = errors(tensors, gh, out)
+    assert kernel.max() <= 2 * pytorch.max()
+    assert not unsafe.any()
+
+
+def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right() -> None:
+    tensors = inputs(1, 6, 1, 64)
+    qkv = tensors[0]
+    qkv[0, 300, 1] = 40 * qkv[0, 5, 0]  # a late key that dwarfs all, for the queries like the fifth
+    qkv[0, 128:, 0] = qkv[0, 128:, 0] * 0.05  # the other tiles hardly look at any
+    out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3, 3)
+    assert unsafe.flatten().tolist() == [1, 0, 0]
+    kernel, pytorch = errors(tensors, 6, out)
+    assert kernel[:, 128:].max() <= 2 * pytorch[:, 128:].max()
+    assert not kernel[:, :128].max() <= 2 * pytorch.max()
