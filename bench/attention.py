@@ -3,7 +3,6 @@
     python -m bench.attention                  # one table, and bench/results/attention-<gpu>.csv
     python -m bench.attention --tune           # first choose the tiles of this GPU, and write them beside the table
     python -m bench.attention --quick          # batch 1 only
-    python -m bench.attention --overlap        # the whole grid's overlapping candidates alone; writes no tiles
 
 Inputs are random, in bfloat16. A time is the median over replays of a CUDA graph and is GPU time alone. TFLOP/s count
 4 d per real query and key (196 keys in a window) whatever a variant computes beyond that. The SDPA variants are given
@@ -24,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -66,6 +65,9 @@ CANDIDATES = {
         Tile(64, 4, 2, tma=True, max_registers=128),
         Tile(64, 4, 3, tma=True, max_registers=128),
         Tile(64, 4, 3, tma=True, max_registers=160),
+        Tile(64, 4, 2, overlap=True),
+        Tile(128, 8, 3, overlap=True),
+        Tile(128, 8, 4, overlap=True),
     ],
     "window": [
         Tile(64, 4, 1),
@@ -76,13 +78,6 @@ CANDIDATES = {
         Tile(128, 8, 1, max_registers=128),
     ],
 }
-
-OVERLAPPING = [
-    Tile(64, 4, 2, tma=True, max_registers=128),
-    Tile(128, 8, 3, tma=True, max_registers=128),
-    *(Tile(128, 8, stages, overlap=overlap) for overlap in (3, 4, 11) for stages in (3, 4)),
-    *(Tile(64, 4, 2, overlap=overlap) for overlap in (3, 4)),
-]
 
 
 @dataclass(frozen=True)
@@ -284,8 +279,8 @@ def sdpa_variants(case: Case) -> Iterator[Variant]:
         )
 
 
-def cases(batches: tuple[int, ...], kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
-    for kind, (model, (heads, d)), batch in itertools.product(kinds, MODELS.items(), batches):
+def cases(batches: tuple[int, ...]) -> Iterator[Case]:
+    for kind, (model, (heads, d)), batch in itertools.product(KINDS, MODELS.items(), batches):
         yield Case(model, batch, make_inputs(kind, heads, d, batch))
         torch.cuda.empty_cache()
 
@@ -301,10 +296,10 @@ def compile_candidate(kind: str, model: str, tile: Tile) -> str:
     return ""
 
 
-def compile_candidates(candidates: dict[str, list[Tile]]) -> dict[str, dict[str, list[Tile]]]:
+def compile_candidates() -> dict[str, dict[str, list[Tile]]]:
     """Compiles all candidates side by side; returns those that run, by kind and model."""
-    usable: dict[str, dict[str, list[Tile]]] = {kind: {model: [] for model in MODELS} for kind in candidates}
-    jobs = [(kind, model, tile) for kind in candidates for model in MODELS for tile in candidates[kind]]
+    usable: dict[str, dict[str, list[Tile]]] = {kind: {model: [] for model in MODELS} for kind in KINDS}
+    jobs = [(kind, model, tile) for kind in KINDS for model in MODELS for tile in CANDIDATES[kind]]
     deadline = time.monotonic() + COMPILE_LIMIT_S
     pool = ProcessPoolExecutor(COMPILERS, mp_context=multiprocessing.get_context("spawn"))
     results = [pool.submit(compile_candidate, *job) for job in jobs]
@@ -323,47 +318,16 @@ def compile_candidates(candidates: dict[str, list[Tile]]) -> dict[str, dict[str,
     return usable
 
 
-def candidate(case: Case, tile: Tile) -> Variant:
-    note = ", ".join(f"{key} {value}" for key, value in asdict(tile).items() if value)
-    return ours(case, "candidate", functools.partial(case.inputs.launch, tile), note)
-
-
-def hostile(inputs: Inputs) -> Inputs:
-    """The same with a late key that dwarfs all for one query, and a first row of keys that misleads another."""
-    qkv = inputs.qkv.clone()
-    qkv[:, 4000, 1] = 40 * qkv[:, 5, 0]
-    qkv[:, 0, 1, 1] = -20 * qkv[:, 2007, 0, 1]
-    qkv[:, 1:64, 1, 1] = qkv[:, :1, 1, 1]
-    return replace(inputs, qkv=qkv)
-
-
-def overlap(batches: tuple[int, ...]) -> list[Row]:
-    """Times OVERLAPPING, each first checked on hostile inputs, beside attention without a bias."""
-    usable = compile_candidates({"global": OVERLAPPING})["global"]
-    rows = []
-    for case in cases(batches, ("global",)):
-        if case.batch == min(batches):
-            tried = hostile(case.inputs)
-            expected, allowed = tried.reference(0, torch.float32), allowed_error(tried)
-            for tile in usable[case.model]:
-                error = relative_error(tried.launch(tile)[:1], expected)
-                print(f"{case.model} hostile inputs: error {error:.1e} of {allowed:.1e}  {tile}", flush=True)
-        unbiased = [variant for variant in sdpa_variants(case) if "no bias" in variant.name]
-        for variant in [*(candidate(case, tile) for tile in usable[case.model]), *unbiased]:
-            rows.append(measure(case, variant))
-            print(rows[-1].line(), flush=True)
-    return rows
-
-
 def tune(batches: tuple[int, ...], out: Path) -> list[Row]:
     """Times every usable candidate at every batch and writes the fastest right ones for this GPU."""
-    usable = compile_candidates(CANDIDATES)
+    usable = compile_candidates()
     chosen: dict[str, dict[int, Tile]] = {}
     rows = []
     for case in cases(batches):
         timed = []
         for tile in usable[case.inputs.kind][case.model]:
-            row = measure(case, candidate(case, tile))
+            note = ", ".join(f"{key} {value}" for key, value in asdict(tile).items() if value)
+            row = measure(case, ours(case, "candidate", functools.partial(case.inputs.launch, tile), note))
             rows.append(row)
             print(row.line(), flush=True)
             if not math.isnan(row.ms):
@@ -415,7 +379,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="where the CSV and the tiles go")
     parser.add_argument("--tune", action="store_true", help="choose the tiles of this GPU first")
-    parser.add_argument("--overlap", action="store_true", help="time the overlapping candidates only")
     parser.add_argument("--quick", action="store_true", help="batch 1 only")
     parser.add_argument("--commit", default="", help="what the CSV names, where there is no git")
     options = parser.parse_args()
@@ -428,10 +391,6 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     path = options.out / f"attention-{tiles_path(machine['gpu']).stem}.csv"
     with torch.inference_mode():
-        if options.overlap:
-            overlap(batches)
-            print(f"done after {time.monotonic() - start:.0f} s", flush=True)
-            return
         rows = tune(batches, options.out) if options.tune else []
         write_csv(path, machine, rows)
         rows += table(batches)

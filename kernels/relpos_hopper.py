@@ -95,7 +95,7 @@ def hopper_kernel(
     queries0, queries1, pairs0, pairs1, tables_h0, tables_h1, tables_w0, tables_w1, scratch, out, flags,
     scale_log2,
     HEADS: gl.constexpr, GH: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr,
-    BLOCK_M: gl.constexpr, STAGES: gl.constexpr, PIPE: gl.constexpr,
+    BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     D: gl.constexpr = D0 + D1
     E1: gl.constexpr = 16 if D1 == 0 else D1
@@ -169,7 +169,7 @@ def hopper_kernel(
     by_query: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
     rel_h._reinterpret(gl.float32, [BLOCK_M, 128], by_query).store(products * 1.4426950408889634)
     wait_for_all()
-    for pair in gl.static_range(STAGES - PIPE % 2):  # where sums stay in flight, values come one pair later
+    for pair in gl.static_range(STAGES - 1):  # sums stay in flight, so a slot of values is free one pair later
         _fetch(pairs0, pairs1, values0, values1, v_ready, pair, token, v_column, D0, D1, PAIRS, STAGES)
     i = gl.arange(0, BLOCK_M, gl.SliceLayout(1, SCORES))
     n = gl.arange(0, 64, gl.SliceLayout(0, SCORES))
@@ -178,8 +178,7 @@ def hopper_kernel(
     second = (i >= 64)[:, None]
 
     mbarrier.wait(k_ready.index(0), 0)
-    qr = q0.load(OPERAND) if PIPE >= 8 else q0
-    s0 = _start_scores(qr, q1, keys0, keys1, 0, 0, SCORES, D1, BLOCK_M, STAGES)
+    s0 = _start_scores(q0, q1, keys0, keys1, 0, 0, SCORES, D1, BLOCK_M, STAGES)
     s0 = warpgroup_mma_wait(0, [s0])
     rel_w -= gl.max(s0 * scale_log2 + rel_w, 1)[:, None] + _row_term(rel_h, column, second, SCORES, BLOCK_M)
     total = gl.sum(gl.zeros([BLOCK_M, 64], gl.float32, SCORES).reshape([BLOCK_M, 8, 8]), 1)
@@ -187,33 +186,22 @@ def hopper_kernel(
     acc1 = warpgroup_mma_init(gl.zeros([BLOCK_M, E1], gl.float32, SUM1))
     EACH: gl.constexpr = 2 if D1 > 0 else 1
     for pair in range(PAIRS - 1):
-        s1 = _start_scores(qr, q1, keys0, keys1, pair, 1, SCORES, D1, BLOCK_M, STAGES)
+        s1 = _start_scores(q0, q1, keys0, keys1, pair, 1, SCORES, D1, BLOCK_M, STAGES)
         h0 = _row_term(rel_h, column - 2 * pair, second, SCORES, BLOCK_M)
         h1 = _row_term(rel_h, column - 2 * pair - 1, second, SCORES, BLOCK_M)
         p0, total = _weights(s0, rel_w, h0, total, scale_log2, OPERAND)
         mbarrier.wait(v_ready.index(pair % STAGES), (pair // STAGES) & 1)
         acc0, acc1 = _start_sum(p0, acc0, acc1, values0, values1, pair, 0, D1, STAGES)
         mbarrier.wait(k_ready.index((pair + 1) % STAGES), ((pair + 1) // STAGES) & 1)
-        s2 = _start_scores(qr, q1, keys0, keys1, pair + 1, 0, SCORES, D1, BLOCK_M, STAGES)
+        s2 = _start_scores(q0, q1, keys0, keys1, pair + 1, 0, SCORES, D1, BLOCK_M, STAGES)
         s1 = warpgroup_mma_wait(2 * EACH, [s1])
         p1, total = _weights(s1, rel_w, h1, total, scale_log2, OPERAND)
         acc0, acc1 = _start_sum(p1, acc0, acc1, values0, values1, pair, 1, D1, STAGES)
-        if PIPE % 8 == 3:
-            s0 = warpgroup_mma_wait(EACH, [s2])
-            wait_for_all()
-            _fetch(pairs0, pairs1, keys0, keys1, k_ready, pair + STAGES, token, k_column, D0, D1, PAIRS, STAGES)
-            _fetch(pairs0, pairs1, values0, values1, v_ready, pair + STAGES - 1, token, v_column, D0, D1, PAIRS, STAGES)
-        else:
-            if D1 > 0:
-                s0, acc0, acc1 = warpgroup_mma_wait(0, [s2, acc0, acc1])
-                acc1 = warpgroup_mma_init(acc1)
-            else:
-                s0, acc0 = warpgroup_mma_wait(0, [s2, acc0])
-            acc0 = warpgroup_mma_init(acc0)
-            wait_for_all()
-            _fetch(pairs0, pairs1, keys0, keys1, k_ready, pair + STAGES, token, k_column, D0, D1, PAIRS, STAGES)
-            _fetch(pairs0, pairs1, values0, values1, v_ready, pair + STAGES, token, v_column, D0, D1, PAIRS, STAGES)
-    s1 = _start_scores(qr, q1, keys0, keys1, PAIRS - 1, 1, SCORES, D1, BLOCK_M, STAGES)
+        s0 = warpgroup_mma_wait(EACH, [s2])
+        wait_for_all()
+        _fetch(pairs0, pairs1, keys0, keys1, k_ready, pair + STAGES, token, k_column, D0, D1, PAIRS, STAGES)
+        _fetch(pairs0, pairs1, values0, values1, v_ready, pair + STAGES - 1, token, v_column, D0, D1, PAIRS, STAGES)
+    s1 = _start_scores(q0, q1, keys0, keys1, PAIRS - 1, 1, SCORES, D1, BLOCK_M, STAGES)
     h0 = _row_term(rel_h, column - GH + 2, second, SCORES, BLOCK_M)
     h1 = _row_term(rel_h, column - GH + 1, second, SCORES, BLOCK_M)
     p0, total = _weights(s0, rel_w, h0, total, scale_log2, OPERAND)
@@ -268,7 +256,7 @@ def launch_hopper(
     unsafe = qkv.new_empty(batch, heads, tiles, dtype=torch.int32)
     hopper_kernel[(tiles, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
-        HEADS=heads, GH=gh, D0=d0, D1=d1, BLOCK_M=tile.block_m, STAGES=tile.num_stages, PIPE=tile.overlap,
+        HEADS=heads, GH=gh, D0=d0, D1=d1, BLOCK_M=tile.block_m, STAGES=tile.num_stages,
         num_warps=tile.num_warps, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out, unsafe

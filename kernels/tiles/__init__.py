@@ -22,7 +22,7 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 class Tile:
     """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
 
-    Where `overlap` is not 0, `relpos_hopper` computes what suits it; a stage is then two image rows.
+    With `overlap`, `relpos_hopper` computes what suits it; a stage is then two image rows.
     """
 
     block_m: int
@@ -30,7 +30,7 @@ class Tile:
     num_stages: int
     tma: bool = False
     max_registers: int | None = None
-    overlap: int = 0
+    overlap: bool = False
 
     def launch_options(self) -> dict[str, int]:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}

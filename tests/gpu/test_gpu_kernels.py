@@ -33,8 +33,8 @@ def reference(kernel: str, inputs: list[torch.Tensor], grid: tuple[int, int], d:
     return torch.cat([REFERENCES[kernel](image[None], *others, grid, d**-0.5) for image in qkv])
 
 
-def check(kernel: str, batch: int, grid: tuple[int, int], d: int, dtype: torch.dtype) -> None:
-    inputs = random_inputs(kernel, batch, grid, d, dtype)
+def check(kernel: str, inputs: list[torch.Tensor], grid: tuple[int, int]) -> None:
+    d, dtype = inputs[0].shape[-1], inputs[0].dtype
     expected = reference(kernel, [tensor.double() for tensor in inputs], grid, d)
     same_dtype = (reference(kernel, inputs, grid, d).double() - expected).abs().max()
     found = (OPERATORS[kernel](*inputs, *grid, d**-0.5).double() - expected).abs().max()
@@ -48,13 +48,23 @@ def check(kernel: str, batch: int, grid: tuple[int, int], d: int, dtype: torch.d
 @pytest.mark.parametrize("d", [64, 80])
 @pytest.mark.parametrize("kernel", ["global", "window"])
 def test_kernel_errs_no_more_than_twice_pytorch(kernel: str, d: int, dtype: torch.dtype, batch: int):
-    check(kernel, batch, (64, 64), d, dtype)
+    check(kernel, random_inputs(kernel, batch, (64, 64), d, dtype), (64, 64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("d", [64, 80])
 @pytest.mark.parametrize(
-    ("kernel", "grid"), [("global", (5, 7)), ("global", (33, 16)), ("window", (5, 9)), ("window", (28, 15))]
+    ("kernel", "grid"),
+    [("global", (5, 7)), ("global", (33, 16)), ("global", (10, 64)), ("window", (5, 9)), ("window", (28, 15))],
 )
 def test_kernel_takes_any_grid(kernel: str, grid: tuple[int, int], d: int, dtype: torch.dtype):
-    check(kernel, 3, grid, d, dtype)
+    check(kernel, random_inputs(kernel, 3, grid, d, dtype), grid)
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_queries_that_their_first_keys_mislead_are_computed_again(d: int):
+    inputs = random_inputs("global", 2, (64, 64), d, torch.bfloat16)
+    qkv = inputs[0]
+    qkv[0, 4000, 1] = 40 * qkv[0, 5, 0]  # a late key that dwarfs all, for one query
+    qkv[1, :64, 1, 1] = -20 * qkv[1, 2007, 0, 1]  # and a first row of keys that another cannot see
+    check("global", inputs, (64, 64))

@@ -158,7 +158,7 @@ class Machine:
         return found[0] if len(found) == 1 else found
 
 
-def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int, overlap: int):
+def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int):
     """(out, unsafe) as `launch_hopper` returns them."""
     batch, tokens, _, heads, d = qkv.shape
     d0, d1 = head_parts(d)
@@ -173,5 +173,5 @@ def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: in
             for tile in range(tiles):
                 kernel = Machine((tile, head, image), tiles, block_m // 16).functions()["hopper_kernel"]
                 kernel(*arguments, Pointer(scratch), Pointer(out), Pointer(unsafe), scale_log2,
-                       heads, gh, d0, d1, block_m, stages, overlap)  # fmt: skip
+                       heads, gh, d0, d1, block_m, stages)  # fmt: skip
     return out, unsafe

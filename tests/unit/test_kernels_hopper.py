@@ -24,12 +24,11 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize("overlap", [3, 4, 11])
 @pytest.mark.parametrize(("block_m", "stages"), [(128, 3), (64, 2)])
 @pytest.mark.parametrize(("batch", "gh", "heads", "d"), [(1, 10, 1, 64), (2, 6, 1, 80)])
-def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages, overlap) -> None:
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages) -> None:
     tensors = inputs(batch, gh, heads, d)
-    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages, overlap)
+    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
@@ -41,7 +40,7 @@ def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right(size: int
     qkv = tensors[0]
     qkv[0, 300, 1] = size * qkv[0, 5, 0]  # a late key that dwarfs all, for the queries like the fifth
     qkv[0, 128:, 0] = qkv[0, 128:, 0] * 0.05  # the other tiles hardly look at any
-    out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3, 3)
+    out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3)
     assert unsafe.flatten().tolist() == [1, 0, 0]
     kernel, pytorch = errors(tensors, 6, out)
     assert kernel[:, 128:].max() <= 2 * pytorch[:, 128:].max()
