@@ -23,7 +23,7 @@ from splitsam.common.logs import configure_logs
 from splitsam.common.loop_lag import LoopLag
 from splitsam.common.metrics import Metrics
 from splitsam.common.quotas import Quotas
-from splitsam.common.settings import ServiceSettings
+from splitsam.common.settings import ProcessSettings, ServiceSettings
 from splitsam.common.uploads import UploadBudget
 
 log = logging.getLogger("splitsam.server")
@@ -154,7 +154,7 @@ async def _until_open(service: Service, stop: asyncio.Event) -> bool:
         opening.cancel()
 
 
-def prepare_process(settings: ServiceSettings) -> None:
+def prepare_process(settings: ProcessSettings) -> None:
     """What a service's process does first: logs, the settings in the log, how threads alternate, which protobuf."""
     configure_logs(log_format=settings.log_format, level=settings.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)

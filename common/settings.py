@@ -52,21 +52,74 @@ def read_words(setting: str, path: Path) -> list[tuple[int, list[str]]]:
     return [(i, line.split()) for i, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
 
 
-class ServiceSettings(BaseSettings):
-    """Settings that both services have; a subclass names its environment prefix."""
+class ProcessSettings(BaseSettings):
+    """Settings of every process that serves; a subclass names its environment prefix."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on")
-    port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    port: Port = Field(0, description="Port for calls; 0 picks a free one")
     metrics_port: Port = Field(0, description="Port for Prometheus; 0 serves no metrics")
-    health_port: Port = Field(0, description="Port for health checks alone, in plaintext; 0 serves none")
     tls_cert_file: Path | None = Field(None, description="Certificate of the service, PEM; unset: no TLS")
     tls_key_file: Path | None = Field(None, description="The certificate's key, PEM")
     tls_client_ca_file: Path | None = Field(None, description="Authorities; callers then need a certificate of one")
     tls_reload_ms: int = Field(10_000, ge=10, le=3_600_000, description="How often these files are looked at again")
+    tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
+    log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")
+    grace_ms: int = Field(30_000, ge=0, le=600_000, description="Longest wait for running calls at shutdown")
+
+    @model_validator(mode="after")
+    def _tls_needs_a_pair(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file need each other")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs tls_cert_file: without TLS nobody shows a certificate")
+        return self
+
+    @property
+    def service_name(self) -> str:
+        """In traces, where the environment gives none: `splitsam-encoder`, `splitsam-decoder`."""
+        prefix: str = self.model_config["env_prefix"]
+        return prefix.rstrip("_").replace("_", "-").lower()
+
+    @classmethod
+    def load(cls, arguments: Sequence[str] = ()) -> Self:
+        """Read environment and command line.
+
+        Raises:
+            SettingsProblem: one line that names the setting and what it takes.
+            SystemExit: --help was asked for, or a flag is unknown (argparse has printed it).
+        """
+        prefix = cls.model_config.get("env_prefix", "")
+        known = {(prefix + name).upper() for name in cls.model_fields}
+        unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+        if unknown:
+            raise SettingsProblem(f"unknown setting in the environment: {', '.join(unknown)}")
+        try:
+            return cls(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "settings"
+            # What was given for the URL, or for all settings together, may hold a password.
+            given = "" if name in ("redis_url", "settings") else f" (got {first['input']!r})"
+            raise SettingsProblem(f"{name}: {first['msg']}{given}") from None
+        except SettingsError as error:
+            raise SettingsProblem(str(error)) from error
+
+    def for_log(self) -> dict[str, Any]:
+        """All settings in JSON's types."""
+        return self.model_dump(mode="json")
+
+
+class ServiceSettings(ProcessSettings):
+    """Settings that both services have."""
+
+    port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    health_port: Port = Field(0, description="Port for health checks alone, in plaintext; 0 serves none")
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://"
     )
@@ -82,7 +135,6 @@ class ServiceSettings(BaseSettings):
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N")
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
     previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
-    tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
     tenant_requests_per_s: float = Field(0, ge=0, le=10**6, description="Requests of one tenant a second; 0: no limit")
     tenant_requests_in_flight: int = Field(0, ge=0, description="Requests of one tenant at once; 0: no limit")
     quotas_file: Path | None = Field(
@@ -90,10 +142,6 @@ class ServiceSettings(BaseSettings):
     )
     max_requests_in_flight: int = Field(4096, ge=1, description="Calls and streams in progress, of all tenants")
     reflection: bool = Field(False, description="Serve gRPC reflection")
-    log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
-    drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")
-    grace_ms: int = Field(30_000, ge=0, le=600_000, description="Longest wait for running calls at shutdown")
     max_concurrent_streams: int = Field(1000, ge=1, le=100_000, description="Calls at once on one connection")
     max_connection_age_ms: int = Field(0, ge=0, le=10**9, description="When a connection takes no new calls; 0: never")
     keepalive_ms: int = Field(60_000, ge=100, le=10**8, description="Silence after which a caller is pinged")
@@ -133,53 +181,15 @@ class ServiceSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _tls_needs_a_pair(self) -> Self:
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file need each other")
-        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
-            raise ValueError("tls_client_ca_file needs tls_cert_file: without TLS nobody shows a certificate")
-        return self
-
-    @model_validator(mode="after")
     def _one_request_has_room(self) -> Self:
         if self.max_upload_bytes < self.max_message_bytes:
             raise ValueError("max_upload_bytes is less than one request: max_image_bytes and 64 KiB around it")
         return self
 
     @property
-    def service_name(self) -> str:
-        """In traces, where the environment gives none: `splitsam-encoder`, `splitsam-decoder`."""
-        prefix: str = self.model_config["env_prefix"]
-        return prefix.rstrip("_").replace("_", "-").lower()
-
-    @property
     def max_message_bytes(self) -> int:
         """Of one request."""
         return self.max_image_bytes + _MESSAGE_OVERHEAD_BYTES
-
-    @classmethod
-    def load(cls, arguments: Sequence[str] = ()) -> Self:
-        """Read environment and command line.
-
-        Raises:
-            SettingsProblem: one line that names the setting and what it takes.
-            SystemExit: --help was asked for, or a flag is unknown (argparse has printed it).
-        """
-        prefix = cls.model_config.get("env_prefix", "")
-        known = {(prefix + name).upper() for name in cls.model_fields}
-        unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
-        if unknown:
-            raise SettingsProblem(f"unknown setting in the environment: {', '.join(unknown)}")
-        try:
-            return cls(_cli_parse_args=list(arguments))  # type: ignore[call-arg]
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "settings"
-            # What was given for the URL, or for all settings together, may hold a password.
-            given = "" if name in ("redis_url", "settings") else f" (got {first['input']!r})"
-            raise SettingsProblem(f"{name}: {first['msg']}{given}") from None
-        except SettingsError as error:
-            raise SettingsProblem(str(error)) from error
 
     @property
     def lane_queue_ms(self) -> Mapping[Lane, float]:
@@ -217,7 +227,7 @@ class ServiceSettings(BaseSettings):
 
     def for_log(self) -> dict[str, Any]:
         """All settings in JSON's types, a password in the Redis URL left out."""
-        values = self.model_dump(mode="json")
+        values = super().for_log()
         head, at, tail = self.redis_url.rpartition("@")
         place = tail.partition("?")[0]  # a query may hold a password too
         values["redis_url"] = f"{head.partition('://')[0]}://***@{place}" if at else place
