@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 PROTOS := $(wildcard protos/splitsam/v1/*.proto)
-TYPED := common encoder_service decoder_service kernels client v1
+TYPED := common encoder_service decoder_service kernels client gateway v1
 PACKAGES := $(addprefix splitsam.,$(TYPED))
 # The first of these that is Python 3.11 or 3.12.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \

@@ -24,6 +24,16 @@ def serve_decoder(context: typer.Context) -> None:
     raise typer.Exit(importlib.import_module("splitsam.decoder_service.__main__").main(context.args))
 
 
+@commands.command("gateway", context_settings=_PASS_THROUGH, add_help_option=False)
+def gateway(context: typer.Context) -> None:
+    """Run the HTTP gateway for tools and browsers; `gateway --help` lists its settings."""
+    try:
+        program = importlib.import_module("splitsam.gateway.__main__")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the gateway needs {error.name}: install splitsam[gateway]") from error
+    raise typer.Exit(program.main(context.args))
+
+
 @commands.command()
 def optimize(
     precision: Annotated[str, typer.Option(help="bf16, int8, int8_sparse or seed.")],

@@ -1,0 +1,1 @@
+"""An HTTP gateway in front of both services, for tools and pages that do not speak gRPC."""

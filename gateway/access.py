@@ -1,0 +1,62 @@
+"""Who may call: bearer tokens, in the ways that tools can send them, and the pages that browsers may call from."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from splitsam.common.auth import Authenticator
+from splitsam.common.errors import Unauthenticated
+from splitsam.gateway.errors import GatewayError
+
+_NO_TOKEN = "A token is needed here: ask whoever runs this gateway for one."  # noqa: S105
+_BAD_TOKEN = "This token is not known here: ask whoever runs this gateway."  # noqa: S105
+_OTHER_PAGE = "This page may not call the gateway: whoever runs it has to list the page's origin in allowed_origins."
+
+
+class Access:
+    """What is checked of every request but those for health and documents.
+
+    Args:
+        authenticator: knows the tokens; one that was given none lets everybody in.
+        allowed_origins: pages elsewhere that may call.
+    """
+
+    def __init__(self, authenticator: Authenticator, allowed_origins: tuple[str, ...]):
+        self._authenticator = authenticator
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
+
+    def check_origin(self, headers: Mapping[str, str]) -> None:
+        """Refuse what a browser sends for a page of another site: a token-less gateway on a laptop is reachable to it.
+
+        Raises:
+            GatewayError: the page is neither ours nor a listed one.
+        """
+        origin = headers.get("origin", "").lower()
+        if origin and origin not in self._origins and urlsplit(origin).netloc != headers.get("host", "").lower():
+            raise GatewayError(403, "ORIGIN_NOT_ALLOWED", _OTHER_PAGE)
+
+    def tenant(self, token: str | None) -> str:
+        """Whose token it is.
+
+        Raises:
+            GatewayError: none was given and one is needed, or it is not known.
+        """
+        try:
+            return self._authenticator.tenant({"authorization": f"Bearer {token}"} if token else {})
+        except Unauthenticated as error:
+            raise GatewayError(401, "UNAUTHENTICATED", _BAD_TOKEN if token else _NO_TOKEN) from error
+
+
+def token_of(headers: Mapping[str, str]) -> str | None:
+    """The token in an Authorization header: of Bearer, or the password of Basic, which Label Studio can send."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return given.strip() or None
+        case "basic":
+            try:
+                return base64.b64decode(given, validate=True).decode().partition(":")[2] or None
+            except (binascii.Error, UnicodeDecodeError):
+                return None
+    return None

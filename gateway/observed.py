@@ -1,0 +1,120 @@
+"""What goes around every request: its id, who sends it, limits on its body, a line in the log, metrics."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from splitsam.common import tracing
+from splitsam.common.calls import Call, current_call
+from splitsam.gateway.errors import GatewayError, too_large
+from splitsam.gateway.metrics import GatewayMetrics
+
+log = logging.getLogger("splitsam.gateway.requests")
+
+_REQUEST_ID = re.compile(r"[!-~]{1,64}")
+_CLOSED_BY_CALLER = 499
+_QUIET = ("/livez", "/readyz", "/health")  # asked every few seconds
+
+
+class Observed:
+    """ASGI middleware, outside of everything else; answers every request with an `x-request-id`."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics):
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        status = _CLOSED_BY_CALLER
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                status = message.get("status", 101)
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        start_s = time.perf_counter()
+        method = scope.get("method", "POINTER")
+        span = tracing.begin(f"{method} {scope['path']}", kind=SpanKind.SERVER)
+        call = Call("", request_id, scope["path"], trace_id=tracing.trace_id_of(span))
+        scope["splitsam.call"] = call
+        token = current_call.set(call)
+        self._metrics.in_progress.inc()
+        try:
+            with tracing.ended(span), tracing.within(span):
+                await self._app(scope, receive, observed_send)
+        finally:
+            self._metrics.in_progress.dec()
+            current_call.reset(token)
+            elapsed_s = time.perf_counter() - start_s
+            route = getattr(scope.get("route"), "path", "unknown")  # no stranger gives a metric its label
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(elapsed_s)
+            log.log(
+                logging.DEBUG if route in _QUIET and status < 400 else logging.INFO,
+                "request",
+                extra=call.names
+                | {"method": method, "path": scope["path"], "status": status, "ms": round(elapsed_s * 1000, 1)},
+            )
+
+
+class BodyLimits:
+    """ASGI middleware: the bytes of a body, and how long they may take to arrive.
+
+    Args:
+        max_bytes: by path; `default_bytes` for all others.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: Mapping[str, int], default_bytes: int, timeout_s: float):
+        self._app = app
+        self._max_bytes = max_bytes
+        self._default_bytes = default_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._max_bytes.get(scope["path"], self._default_bytes)
+        announced = Headers(scope=scope).get("content-length", "")
+        left = limit
+        is_complete = False
+        until_s = asyncio.get_running_loop().time() + self._timeout_s
+
+        async def limited() -> Message:
+            nonlocal left, is_complete
+            if announced.isdecimal() and int(announced) > limit:
+                raise too_large("The request", limit)
+            if is_complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    message = await receive()
+            except TimeoutError as error:
+                raise GatewayError(408, "UPLOAD_TOO_SLOW", "The image took too long to arrive; try again.") from error
+            if message["type"] == "http.request":
+                left -= len(message.get("body", b""))
+                is_complete = not message.get("more_body", False)
+                if left < 0:
+                    raise too_large("The request", limit)
+            return message
+
+        await self._app(scope, limited, send)
+
+
+def request_id_of(scope: Mapping[str, Any]) -> str:
+    call: Call | None = scope.get("splitsam.call")
+    return call.request_id if call else ""

@@ -1,0 +1,86 @@
+"""Running the gateway: port bound at once, certificate watched, drained on SIGTERM."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from splitsam.common.settings import SettingsProblem
+from splitsam.gateway.app import build_app
+from splitsam.gateway.metrics import GatewayMetrics
+from splitsam.gateway.settings import GatewaySettings
+
+log = logging.getLogger("splitsam.gateway")
+
+_MAX_MESSAGE_BYTES = 2**16  # of a WebSocket: a position with as many points as any service takes
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but told to stop by us: its own handling of signals has no wait before it refuses connections."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM or SIGINT; returns after the drain.
+
+    Raises:
+        SettingsProblem: the port is taken, the host is not this machine's, or a file cannot be used.
+    """
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our own lines say when it listens and who called
+    metrics = GatewayMetrics()
+    app = build_app(settings, metrics)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="websockets-sansio",
+        ws_max_size=_MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=max(1, round(settings.grace_ms / 1000)),
+        server_header=False,
+        proxy_headers=False,
+    )
+    server = _Server(config)
+    try:
+        if settings.metrics_port:
+            metrics.serve(settings.host, settings.metrics_port)
+    except OSError as error:
+        raise SettingsProblem(f"metrics_port: cannot listen on port {settings.metrics_port}: {error}") from error
+    listener = _bind(settings)
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    stopping = asyncio.ensure_future(_stop_when_told(told, server, app, settings))
+    log.info("listening", extra={"address": f"{settings.host}:{listener.getsockname()[1]}"})
+    try:
+        await server.serve([listener])
+    finally:
+        stopping.cancel()
+        log.info("stopped")
+
+
+async def _stop_when_told(told: asyncio.Event, server: uvicorn.Server, app: FastAPI, settings: GatewaySettings) -> None:
+    await told.wait()
+    log.info("draining")
+    app.state.gateway.draining = True
+    await asyncio.sleep(settings.drain_delay_ms / 1000)
+    server.should_exit = True
+
+
+def _bind(settings: GatewaySettings) -> socket.socket:
+    host = settings.host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsProblem(f"port: cannot listen on {settings.host}:{settings.port}: {error}") from error
