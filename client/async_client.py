@@ -50,9 +50,11 @@ class AsyncClient:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def encode(self, image: ImageSource, *, timeout_s: float | None = None) -> EncodedImage:
+    async def encode(
+        self, image: ImageSource, *, timeout_s: float | None = None, background: bool = False
+    ) -> EncodedImage:
         """As `Client.encode`."""
-        return await self._transport.run(self._operations.encode(image, timeout_s))
+        return await self._transport.run(self._operations.encode(image, timeout_s, background))
 
     async def predict(
         self,

@@ -65,14 +65,17 @@ class Client:
     def close(self) -> None:
         self._transport.close()
 
-    def encode(self, image: ImageSource, *, timeout_s: float | None = None) -> EncodedImage:
+    def encode(self, image: ImageSource, *, timeout_s: float | None = None, background: bool = False) -> EncodedImage:
         """Encode an image, given as a path or as the bytes of its file; uploaded only if it is not encoded yet.
+
+        Args:
+            background: nobody waits for it: images of people who do go first.
 
         Raises:
             SplitsamError: the image was refused, or the service failed.
             OSError: the file cannot be read.
         """
-        return self._transport.run(self._operations.encode(image, timeout_s))
+        return self._transport.run(self._operations.encode(image, timeout_s, background))
 
     def predict(
         self,

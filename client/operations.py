@@ -50,11 +50,13 @@ class Operations:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     clock: Callable[[], float] = time.monotonic
 
-    def encode(self, source: ImageSource, timeout_s: float | None = None) -> Operation[EncodedImage]:
+    def encode(
+        self, source: ImageSource, timeout_s: float | None = None, background: bool = False
+    ) -> Operation[EncodedImage]:
         """Look the image up by its digest; upload it only if it is not encoded yet."""
         content, sha256 = yield Load(source)
-        image = yield from self._encode_loaded(source, content, sha256, timeout_s)
-        if self.prefetch and image.stored:
+        image = yield from self._encode_loaded(source, content, sha256, timeout_s, background=background)
+        if self.prefetch and image.stored and not background:
             request = decoder_pb2.PrefetchEmbeddingRequest(embedding_key=image.key)
             yield Tell("decoder", self.decoders_of(image)[0], "PrefetchEmbedding", request, self.predict_timeout_s)
         return image

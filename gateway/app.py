@@ -9,15 +9,21 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from splitsam.common.auth import Authenticator
-from splitsam.gateway import documents, error_forms, images, masks, pointer, status
+from splitsam.gateway import documents, error_forms, images, label_studio, masks, osam, pointer, roboflow, status
 from splitsam.gateway.access import Access
+from splitsam.gateway.bodies import json_limit
+from splitsam.gateway.encode_ahead import EncodeAhead
+from splitsam.gateway.fetch import Fetcher
 from splitsam.gateway.gate import Gate
 from splitsam.gateway.gateway import Gateway
+from splitsam.gateway.label_tasks import TaskImages
 from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.observed import BodyLimits, Observed
 from splitsam.gateway.settings import GatewaySettings
 
-ROUTERS = (images.router, masks.router, pointer.router, status.router, documents.router)
+_MODULES = (images, masks, pointer, status, label_studio, roboflow, osam, documents)
+_IMAGE_IN_JSON = ("/sam2/embed_image", "/sam2/segment_image", "/api/generate")
+_TASKS_BYTES = 16 * 2**20
 _SMALL_BYTES = 2**20
 
 
@@ -29,15 +35,18 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
     """
     access = Access(Authenticator.from_file(settings.tokens_file), settings.allowed_origins)
     settings.check_files()
+    fetcher = Fetcher(settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        gateway = open_gateway(settings, metrics, access)
+        gateway = open_gateway(settings, metrics, access, fetcher)
         app.state.gateway = gateway
         yield
         await gateway.close()
 
     limits = {"/v1/images": settings.max_image_bytes}
+    limits["/predict"] = limits["/setup"] = _TASKS_BYTES
+    limits |= dict.fromkeys(_IMAGE_IN_JSON, json_limit(settings.max_image_bytes))
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
@@ -65,19 +74,24 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
             ),
         ],
     )
-    for router in ROUTERS:
-        app.include_router(router)
+    for module in _MODULES:
+        app.include_router(module.router)
     error_forms.install(app)
     return app
 
 
-def open_gateway(settings: GatewaySettings, metrics: GatewayMetrics, access: Access) -> Gateway:
+def open_gateway(settings: GatewaySettings, metrics: GatewayMetrics, access: Access, fetcher: Fetcher) -> Gateway:
     """The clients of the services, for the running event loop."""
+    client = settings.open_client()
+    task_images = TaskImages(settings, fetcher, client)
     return Gateway(
         settings=settings,
         metrics=metrics,
         access=access,
-        client=settings.open_client(),
+        fetcher=fetcher,
+        task_images=task_images,
+        encode_ahead=EncodeAhead(settings, task_images, metrics),
+        client=client,
         probes=tuple(settings.open_client((address,)) for address in settings.decoders),
         image_slots=asyncio.Semaphore(settings.max_images_in_work),
     )

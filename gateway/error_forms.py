@@ -13,6 +13,7 @@ from starlette.types import Scope
 
 from splitsam.client.errors import SplitsamError
 from splitsam.common.errors import FieldViolation
+from splitsam.gateway import label_studio, osam, roboflow
 from splitsam.gateway.errors import GatewayError, from_service
 from splitsam.gateway.observed import request_id_of
 
@@ -48,7 +49,11 @@ def own_form(error: GatewayError, request_id: str) -> dict[str, Any]:
     return {"error": detail}
 
 
-_FORMS: tuple[tuple[str, Callable[[GatewayError, str], dict[str, Any]]], ...] = ()
+_FORMS: tuple[tuple[str, Callable[[GatewayError, str], dict[str, Any]]], ...] = (
+    ("/sam2/", roboflow.error_form),
+    ("/api/", osam.error_form),
+    *((route, label_studio.error_form) for route in label_studio.ROUTES),
+)
 
 
 def as_gateway_error(error: Exception) -> GatewayError:
@@ -74,7 +79,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return error_response(request.scope, as_gateway_error(error))
 
-    for kind in (HTTPException, RequestValidationError, SplitsamError, Exception):
+    for kind in (HTTPException, RequestValidationError, ValidationError, SplitsamError, Exception):
         app.add_exception_handler(kind, answer)
 
 

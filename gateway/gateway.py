@@ -9,7 +9,10 @@ from splitsam.client.async_client import AsyncClient
 from splitsam.client.errors import SplitsamError
 from splitsam.client.results import DeploymentInfo
 from splitsam.gateway.access import Access
+from splitsam.gateway.encode_ahead import EncodeAhead
 from splitsam.gateway.errors import from_service
+from splitsam.gateway.fetch import Fetcher
+from splitsam.gateway.label_tasks import TaskImages
 from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.settings import GatewaySettings
 
@@ -30,12 +33,16 @@ class Gateway:
     settings: GatewaySettings
     metrics: GatewayMetrics
     access: Access
+    fetcher: Fetcher
+    task_images: TaskImages
+    encode_ahead: EncodeAhead
     client: AsyncClient
     probes: tuple[AsyncClient, ...]
     image_slots: asyncio.Semaphore
     draining: bool = False
 
     async def close(self) -> None:
+        await self.encode_ahead.close()
         for client in (self.client, *self.probes):
             await client.close()
 

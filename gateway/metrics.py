@@ -36,6 +36,19 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self.fetches = Counter(
+            "splitsam_gateway_fetches",
+            "Images fetched by result: OK, or the reason that the caller was told",
+            ["result"],
+            registry=self.registry,
+        )
+        self.encoded_ahead = Counter(
+            "splitsam_gateway_encoded_ahead",
+            "Images of Label Studio's projects by result: encoded, known from an earlier run, or failed",
+            ["result"],
+            registry=self.registry,
+        )
+
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes on http://host:port/metrics from a thread of its own."""
         start_http_server(port, addr=host, registry=self.registry)

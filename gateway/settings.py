@@ -1,14 +1,17 @@
 """What a deployment may set on the gateway."""
 
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import certifi
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from splitsam.client.async_client import AsyncClient
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS
 from splitsam.common.settings import Port, ProcessSettings, SettingsProblem
+from splitsam.gateway.addresses import BadAddress, parse_target
 
 Words = Annotated[tuple[str, ...], NoDecode]
 
@@ -40,10 +43,39 @@ class GatewaySettings(ProcessSettings):
     encode_timeout_ms: int = Field(60_000, ge=100, le=600_000, description="Longest time for one image")
     predict_timeout_ms: int = Field(30_000, ge=10, le=600_000, description="Longest time for one click")
 
-    @field_validator("allowed_origins", "encoders", "decoders", mode="before")
+    image_hosts: Words = Field(
+        (), description="Hosts that images are fetched from: host, host:port or *.domain; none by default"
+    )
+    private_images: bool = Field(False, description="Let those be in private networks, or this machine")
+    fetch_timeout_ms: int = Field(10_000, ge=10, le=600_000, description="Longest time to fetch one image")
+    fetch_ca_file: Path | None = Field(None, description="Authorities of those hosts, PEM; unset: the well-known ones")
+    label_studio_url: str | None = Field(
+        None, description="Label Studio, whose images are fetched wherever it is, e.g. http://label-studio:8080"
+    )
+    label_studio_token_file: Path | None = Field(None, description="File with a token of a user of Label Studio")
+
+    remember_images_ms: int = Field(
+        600_000, ge=0, le=86_400_000, description="How long a task's image is not fetched again for the next click"
+    )
+    encode_ahead: int = Field(
+        1000, ge=0, le=100_000, description="Images of a project encoded when Label Studio sets it up; 0: none"
+    )
+    encode_ahead_in_flight: int = Field(2, ge=1, le=64, description="Such images at once")
+
+    @field_validator("allowed_origins", "encoders", "decoders", "image_hosts", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(word for word in value.split(",") if word) if isinstance(value, str) else value
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _is_an_origin(cls, url: str | None) -> str | None:
+        if url is not None:
+            try:
+                parse_target(url)
+            except BadAddress as error:
+                raise ValueError(str(error)) from None
+        return url
 
     @model_validator(mode="after")
     def _service_tls_needs_a_pair(self) -> Self:
@@ -51,9 +83,25 @@ class GatewaySettings(ProcessSettings):
             raise ValueError("service_cert_file and service_key_file need each other")
         return self
 
+    @property
+    def label_studio_origin(self) -> str | None:
+        return None if self.label_studio_url is None else parse_target(self.label_studio_url).origin
+
+    def fetch_tls(self) -> ssl.SSLContext:
+        """Whom to trust when images are fetched.
+
+        Raises:
+            SettingsProblem: the file of authorities cannot be used.
+        """
+        try:
+            return ssl.create_default_context(cafile=self.fetch_ca_file or certifi.where())
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsProblem(f"fetch_ca_file: {error}") from error
+
     def check_files(self) -> None:
         """Raises SettingsProblem where a file cannot be read, before anything needs it."""
         read_secret("service_token_file", self.service_token_file)
+        read_secret("label_studio_token_file", self.label_studio_token_file)
         try:
             if (tls := self._service_tls()) is not None:
                 tls.credentials()
