@@ -66,6 +66,9 @@ class GatewayError(HTTPException):
         self.fields = tuple(fields)
         self.retry_after_s = retry_after_s
 
+    def __str__(self) -> str:
+        return f"{self.message} [{self.reason}]"
+
 
 def bad_field(field: str, description: str) -> GatewayError:
     """Bad input: names the field and what is allowed."""

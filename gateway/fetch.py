@@ -25,7 +25,7 @@ _MAX_REDIRECTS = 3
 # Stores that know nothing of a file's kind send the last two.
 _KINDS = ("image/", "application/octet-stream", "binary/octet-stream")
 _MAX_ANSWER_BYTES = 2**16
-_HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "splitsam-gateway"}
+_HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "splitsam-gateway"}
 
 Result = TypeVar("Result")
 
@@ -73,7 +73,7 @@ class Fetcher:
         target = parse_target(url)
         if target.origin != self._trusted:
             raise BadAddress("is not Label Studio's")
-        headers = _HEADERS | {"content-type": "application/json", "accept": "application/json"}
+        headers = _HEADERS | {"content-type": "application/json"}
         exchange = _Exchange(headers, True, _MAX_ANSWER_BYTES, ("application/json",), json.dumps(message).encode())
         answer = await self._in_time(self._once(target, exchange))
         return json.loads(answer) if isinstance(answer, bytes) else {}
