@@ -67,7 +67,7 @@ async def listening(
             metrics.serve(settings.host.strip("[]"), settings.metrics_port)
     except OSError as error:
         raise SettingsProblem(f"metrics_port: cannot listen on port {settings.metrics_port}: {error}") from error
-    if certificate is None and settings.tokens_file is not None and not _is_loopback(settings.host):
+    if certificate is None and settings.tokens_file is not None and not is_loopback(settings.host):
         log.warning("tokens and images arrive in clear text unless a mesh or proxy wraps them: tls_cert_file is unset")
     await server.start()
     await probes.start()
@@ -99,7 +99,8 @@ def _bind(server: grpc.aio.Server, host: str, port: int, certificate: ServerCert
         raise SettingsProblem(f"{setting}: cannot listen on {address}: {error}") from error
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can call an address to listen on."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host == "localhost"

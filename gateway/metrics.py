@@ -48,6 +48,17 @@ class GatewayMetrics:
             ["result"],
             registry=self.registry,
         )
+        self.certificate_reloads = Counter(
+            "splitsam_certificate_reloads",
+            "Changed certificates by what became of them: taken, or refused",
+            ["result"],
+            registry=self.registry,
+        )
+        self.certificate_expiry = Gauge(
+            "splitsam_certificate_expiry_seconds",
+            "Until when the certificate in use is valid, in Unix time; 0 without TLS",
+            registry=self.registry,
+        )
 
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes on http://host:port/metrics from a thread of its own."""

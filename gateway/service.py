@@ -10,10 +10,13 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from splitsam.common.certificates import ServerCertificate
+from splitsam.common.listeners import is_loopback
 from splitsam.common.settings import SettingsProblem
 from splitsam.gateway.app import build_app
 from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.settings import GatewaySettings
+from splitsam.gateway.tls import ServerTls
 
 log = logging.getLogger("splitsam.gateway")
 
@@ -37,6 +40,8 @@ async def serve(settings: GatewaySettings) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # our own lines say when it listens and who called
     metrics = GatewayMetrics()
     app = build_app(settings, metrics)
+    certificate = ServerCertificate.of(settings, metrics)
+    tls = None if certificate is None else ServerTls(certificate, settings)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -49,6 +54,7 @@ async def serve(settings: GatewaySettings) -> None:
         timeout_graceful_shutdown=max(1, round(settings.grace_ms / 1000)),
         server_header=False,
         proxy_headers=False,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
     )
     server = _Server(config)
     try:
@@ -60,12 +66,17 @@ async def serve(settings: GatewaySettings) -> None:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    stopping = asyncio.ensure_future(_stop_when_told(told, server, app, settings))
+    beside = [asyncio.ensure_future(_stop_when_told(told, server, app, settings))]
+    if tls is not None:
+        beside.append(asyncio.ensure_future(tls.watch()))
+    elif settings.tokens_file is not None and not is_loopback(settings.host):
+        log.warning("tokens and images arrive in clear text unless a proxy wraps them: tls_cert_file is unset")
     log.info("listening", extra={"address": f"{settings.host}:{listener.getsockname()[1]}"})
     try:
         await server.serve([listener])
     finally:
-        stopping.cancel()
+        for task in beside:
+            task.cancel()
         log.info("stopped")
 
 

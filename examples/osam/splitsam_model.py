@@ -8,6 +8,7 @@ elsewhere, register a subclass whose `open_client` says where.
 """
 
 import io
+from typing import ClassVar
 
 import numpy as np
 import osam
@@ -29,7 +30,7 @@ class SplitsamModel(osam.types.Model):
         source_url="https://github.com/facebookresearch/segment-anything",
         license_spdx="Apache-2.0",
     )
-    _blobs = {}  # nothing to download
+    _blobs: ClassVar[dict] = {}  # nothing to download
 
     def __init__(self) -> None:
         super().__init__()
