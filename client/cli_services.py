@@ -69,6 +69,11 @@ def up(
     decoder_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 50052,
     encoder_metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 50061,
     decoder_metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 50062,
+    gateway: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Run the HTTP gateway as well, on this port; 0 takes a free one."),
+    ] = None,
+    gateway_arg: Annotated[list[str], typer.Option("--gateway-arg", help="Another argument of the gateway.")] = [],  # noqa: B006
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Take a free port for everything.")] = False,
     redis_url: Annotated[str | None, typer.Option(help="An existing Redis in place of the embedded one.")] = None,
     run_folder: Annotated[Path | None, typer.Option(help="Folder for logs; default: a temporary one.")] = None,
@@ -87,6 +92,7 @@ def up(
         decoder_port=decoder_port,
         encoder_metrics_port=encoder_metrics_port,
         decoder_metrics_port=decoder_metrics_port,
+        gateway_port=gateway,
         redis_url=redis_url,
         run_folder=run_folder,
         tls_cert_file=tls_cert_file,
@@ -94,6 +100,7 @@ def up(
         tls_client_ca_file=tls_client_ca_file,
         encoder_args=services.encoder_args,
         decoder_args=services.decoder_args,
+        gateway_args=tuple(gateway_arg),
     )
     run_until_stopped(settings.on_free_ports() if free_ports else settings)
 

@@ -3,11 +3,12 @@
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -32,9 +33,10 @@ class StackSettings:
     Args:
         encoder_health_port, decoder_health_port: in plaintext, where the stack itself looks, whatever TLS asks for.
         tls_cert_file, tls_key_file, tls_client_ca_file: of both services.
+        gateway_port: of the HTTP gateway, which is started if this is not None.
         redis_url: an existing Redis instead of the embedded one.
         redis_memory: from which on the embedded one evicts, as its `maxmemory` is written.
-        encoder_args, decoder_args: further arguments of the services.
+        encoder_args, decoder_args, gateway_args: further arguments of the services.
         run_folder: for logs and the deployment secret; a temporary one, removed after a clean stop, when None.
         start_timeout_s: longest wait for a service to be ready, downloading weights not included.
         stop_timeout_s: longest wait after SIGTERM before SIGKILL.
@@ -47,6 +49,7 @@ class StackSettings:
     decoder_metrics_port: int = 50062
     encoder_health_port: int = 0
     decoder_health_port: int = 0
+    gateway_port: int | None = None
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
@@ -54,13 +57,14 @@ class StackSettings:
     redis_memory: str = "1gb"
     encoder_args: tuple[str, ...] = ()
     decoder_args: tuple[str, ...] = ()
+    gateway_args: tuple[str, ...] = ()
     run_folder: Path | None = None
     start_timeout_s: float = 180.0
     stop_timeout_s: float = 10.0
 
     def on_free_ports(self) -> "StackSettings":
         """The same with a free port for everything."""
-        return self._with_ports(dict.fromkeys(_PORTS, 0))
+        return self._with_ports(dict.fromkeys(self._ports(), 0))
 
     def resolved(self) -> "StackSettings":
         """The same with numbers in place of zeros.
@@ -68,13 +72,16 @@ class StackSettings:
         Raises:
             StackError: a port that was asked for is in use.
         """
-        ports = {name: getattr(self, name) for name in _PORTS}
+        ports = {name: getattr(self, name) for name in self._ports()}
         fresh = iter(free_ports(len(ports)))
         for name, port in ports.items():
             if port:
-                option = "--" + name.replace("_", "-")
+                option = "--gateway" if name == "gateway_port" else "--" + name.replace("_", "-")
                 check_port_free(port, f"choose another with {option}, or let --free-ports find free ones")
         return self._with_ports({name: port or next(fresh) for name, port in ports.items()})
+
+    def _ports(self) -> tuple[str, ...]:
+        return _PORTS if self.gateway_port is None else (*_PORTS, "gateway_port")
 
     def _with_ports(self, ports: Mapping[str, Any]) -> "StackSettings":
         return replace(self, **ports)
@@ -109,6 +116,11 @@ class Stack:
     def decoder(self) -> str:
         """host:port of the decoder service."""
         return f"{LOOPBACK}:{self.settings.decoder_port}"
+
+    @property
+    def gateway(self) -> str:
+        """URL of the HTTP gateway."""
+        return f"http://{LOOPBACK}:{self.settings.gateway_port}"
 
     @property
     def redis_url(self) -> str:
@@ -180,6 +192,23 @@ class Stack:
             self.children[name] = self._start_service(name)
         for name in _FULL_NAMES:
             self._wait_until_ready(name, list(self.children.values()))
+        if self.settings.gateway_port is not None:
+            self._start_gateway()
+
+    def _start_gateway(self) -> None:
+        flags = ["--host", LOOPBACK, "--port", str(self.settings.gateway_port)]
+        flags += ["--encoders", self.encoder, "--decoders", self.decoder]
+        if self.settings.tls_cert_file is not None:
+            flags.append("--service-tls")
+        log_format = "SPLITSAM_GATEWAY_LOG_FORMAT"
+        child = Child(
+            "gateway",
+            [sys.executable, "-m", "splitsam.gateway", *flags, *self.settings.gateway_args],
+            self.folder / "gateway.log",
+            {log_format: os.environ.get(log_format, "text")},
+        )
+        self.children["gateway"] = child
+        self._wait_until(lambda: is_listening(self.settings.gateway_port or 0), child, [child])
 
     def _start_service(self, name: str) -> Child:
         flags: dict[str, Any] = {
@@ -216,8 +245,11 @@ class Stack:
     def _wait_until_ready(self, name: str, watched: Sequence[Child]) -> None:
         child = self.children[name]
         address = f"{LOOPBACK}:{getattr(self.settings, f'{name}_health_port')}"
+        self._wait_until(lambda: is_serving(address, _FULL_NAMES[name]), child, watched)
+
+    def _wait_until(self, is_up: Callable[[], bool], child: Child, watched: Sequence[Child]) -> None:
         deadline_s = time.monotonic() + self.settings.start_timeout_s
-        while not is_serving(address, _FULL_NAMES[name]):
+        while not is_up():
             for each in watched:
                 each.check_alive("starting")
             if time.monotonic() > deadline_s:
@@ -237,6 +269,13 @@ def is_serving(address: str, service: str = "") -> bool:
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody takes connections on loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(2.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -65,7 +65,7 @@ splitsam {importlib.metadata.version("splitsam")} is up
 
   encoder     {stack.encoder:<22} metrics {stack.metrics_url("encoder")}
   decoder     {stack.decoder:<22} metrics {stack.metrics_url("decoder")}
-  redis       {redis}{"" if info is None else _described(info)}
+  redis       {redis}{_gateway(stack)}{"" if info is None else _described(info)}
   logs        {stack.folder}
 
 Try in another terminal:
@@ -84,6 +84,10 @@ Ctrl-C stops everything.
 
 def addresses(stack: Stack) -> str:
     return f" --encoder {stack.encoder} --decoder {stack.decoder}"
+
+
+def _gateway(stack: Stack) -> str:
+    return "" if stack.settings.gateway_port is None else f"\n  gateway     {stack.gateway}/docs"
 
 
 def _described(info: DeploymentInfo) -> str:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from splitsam.common.auth import Authenticator
 from splitsam.common.errors import Unauthenticated
+from splitsam.common.listeners import is_loopback
 from splitsam.gateway.errors import GatewayError
 
 _NO_TOKEN = "A token is needed here: ask whoever runs this gateway for one."  # noqa: S105
@@ -20,10 +21,12 @@ class Access:
     Args:
         authenticator: knows the tokens; one that was given none lets everybody in.
         allowed_origins: pages elsewhere that may call.
+        is_local: the gateway listens on this machine alone, where no name but localhost leads to it honestly.
     """
 
-    def __init__(self, authenticator: Authenticator, allowed_origins: tuple[str, ...]):
+    def __init__(self, authenticator: Authenticator, allowed_origins: tuple[str, ...], is_local: bool):
         self._authenticator = authenticator
+        self._is_local = is_local
         self._origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
 
     def check_origin(self, headers: Mapping[str, str]) -> None:
@@ -33,7 +36,11 @@ class Access:
             GatewayError: the page is neither ours nor a listed one.
         """
         origin = headers.get("origin", "").lower()
-        if origin and origin not in self._origins and urlsplit(origin).netloc != headers.get("host", "").lower():
+        if not origin or origin in self._origins:
+            return
+        page = urlsplit(origin)
+        is_ours = page.netloc == headers.get("host", "").lower()
+        if not is_ours or (self._is_local and not is_loopback(page.hostname or "")):
             raise GatewayError(403, "ORIGIN_NOT_ALLOWED", _OTHER_PAGE)
 
     def tenant(self, token: str | None) -> str:

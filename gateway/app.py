@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from splitsam.common.auth import Authenticator
+from splitsam.common.listeners import is_loopback
 from splitsam.gateway import documents, error_forms, images, label_studio, masks, osam, pointer, roboflow, status
 from splitsam.gateway.access import Access
 from splitsam.gateway.bodies import json_limit
@@ -33,7 +34,8 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
     Raises:
         SettingsProblem: a file that the settings name cannot be used.
     """
-    access = Access(Authenticator.from_file(settings.tokens_file), settings.allowed_origins)
+    authenticator = Authenticator.from_file(settings.tokens_file)
+    access = Access(authenticator, settings.allowed_origins, is_loopback(settings.host))
     settings.check_files()
     fetcher = Fetcher(settings, metrics)
 

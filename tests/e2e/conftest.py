@@ -95,6 +95,7 @@ def open_stack(weights, device_args, tmp_path_factory):
     settings = StackSettings(
         encoder_args=arguments,
         decoder_args=(*arguments, "--memory-bytes", str(4 * 4096 * 640)),
+        gateway_port=0,
         run_folder=tmp_path_factory.mktemp("open-stack"),
         stop_timeout_s=30.0,
     )

@@ -13,6 +13,7 @@ import redis
 import yaml
 from certificates import SecretVolume, server_files
 from e2e_support import draw, image_file, is_serving, run_command, wait_until
+from gateway_support import running_gateway
 from redis_process import RedisProcess, redis_server_with_tls
 
 from splitsam.client import TLS, AsyncClient, Client, SplitsamError
@@ -129,6 +130,17 @@ def test_the_examples_click_with_a_certificate_that_is_trusted(secure, token, fi
         result = example.run("click", "--click", "100,120", "--ca", files / ca, *where, tmp_path / "photo.png")
         assert result.returncode == status, result.stderr
     assert "certificate" in result.stderr
+
+
+def test_the_gateway_calls_the_services_with_its_own_certificate(secure, token, files, photo, tmp_path):
+    (tmp_path / "token").write_text(token)
+    pair = ("--service-cert-file", str(files / "caller.pem"), "--service-key-file", str(files / "caller.key"))
+    trust = ("--service-ca-file", str(files / "ca.pem"), "--service-token-file", str(tmp_path / "token"))
+    with running_gateway(secure.encoder, secure.decoder, tmp_path, *trust, *pair) as gateway:
+        opened = gateway.call("/v1/images", photo).json
+        answer = gateway.call("/v1/masks", {"key": opened["key"], "points": [[100, 120]]})
+        assert answer.status == 200
+        assert token not in gateway.child.log_path.read_text()
 
 
 def test_the_decoder_calls_the_encoder_with_its_own_certificate(secure, token, tls):

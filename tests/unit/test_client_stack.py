@@ -71,9 +71,10 @@ def test_port_in_use_is_named_with_its_option(embedded):
 
 
 def test_free_ports_are_all_different():
-    settings = StackSettings().on_free_ports().resolved()
+    settings = StackSettings(gateway_port=8080).on_free_ports().resolved()
     ports = [getattr(settings, name) for name in vars(settings) if name.endswith("_port")]
-    assert len(set(ports)) == len(ports) == 7
+    assert len(set(ports)) == len(ports) == 8
+    assert StackSettings().on_free_ports().resolved().gateway_port is None
     assert all(ports)
 
 
