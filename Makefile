@@ -5,12 +5,13 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PROTOS := $(wildcard protos/splitsam/v1/*.proto)
 TYPED := common encoder_service decoder_service kernels client gateway v1
+TOOLS := inference-sdk label-studio osam
 PACKAGES := $(addprefix splitsam.,$(TYPED))
 # The first of these that is Python 3.11 or 3.12.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo up test test-long test-memory fuzz lint check-deploy sbom format wheel evaluate clean
+.PHONY: help setup demo up test test-long test-tools test-memory fuzz lint check-deploy sbom format wheel evaluate clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,10 +25,13 @@ up: setup ## Redis and both services, left running until Ctrl-C
 	$(BIN)/splitsam up
 
 test: setup ## Unit and end-to-end tests, on the CPU
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long and not tools"
 
 test-long: setup ## Tests that take minutes: whole-model parity
 	$(BIN)/pytest -m long
+
+test-tools: setup $(TOOLS:%=.tools/%/.installed) ## The gateway against Label Studio, inference-sdk and osam, in environments of their own
+	$(BIN)/pytest -m tools tests/e2e/tools
 
 test-memory: setup ## A decoder's memory over 100,000 clicks on 5,000 images; an hour or more
 	$(BIN)/pytest tests/e2e/test_click_memory.py --memory-clicks 100000 --memory-images 5000
@@ -61,7 +65,7 @@ wheel: setup ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## Remove what these targets made
-	rm -rf .venv .typing build dist out splitsam.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .tools .typing build dist out splitsam.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f protos/splitsam/v1/*_pb2.py protos/splitsam/v1/*_pb2.pyi protos/splitsam/v1/*_pb2_grpc.py
 
 .venv/bin/python:
@@ -70,6 +74,18 @@ clean: ## Remove what these targets made
 
 .venv/.installed: .venv/bin/python pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.tools/%/.installed: tests/e2e/tools/%.txt
+	$(PYTHON) -m venv .tools/$*
+	.tools/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# The model of examples/osam runs inside osam's process, and calls our client there.
+.tools/osam/.installed: tests/e2e/tools/osam.txt
+	$(PYTHON) -m venv .tools/osam
+	.tools/osam/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	.tools/osam/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 # Where there is no wheel of atheris nothing is installed, and inputs come from the seed alone.
