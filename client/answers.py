@@ -27,7 +27,7 @@ _NOT_RUN = encoder_pb2.EncodeTimings()
 
 def encoded_image(
     info: encoder_pb2.EmbeddingInfo,
-    source: ImageSource,
+    source: ImageSource | None,
     sha256: bytes,
     *,
     cache_hit: bool,

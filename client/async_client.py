@@ -56,6 +56,10 @@ class AsyncClient:
         """As `Client.encode`."""
         return await self._transport.run(self._operations.encode(image, timeout_s, background))
 
+    async def find(self, sha256: bytes, *, timeout_s: float | None = None) -> EncodedImage | None:
+        """As `Client.find`."""
+        return await self._transport.run(self._operations.find(sha256, timeout_s))
+
     async def predict(
         self,
         image: Image,

@@ -77,6 +77,14 @@ class Client:
         """
         return self._transport.run(self._operations.encode(image, timeout_s, background))
 
+    def find(self, sha256: bytes, *, timeout_s: float | None = None) -> EncodedImage | None:
+        """An image that is encoded already, by the SHA-256 of its file; None if it is not. It does not know its source.
+
+        Raises:
+            SplitsamError: the service failed.
+        """
+        return self._transport.run(self._operations.find(sha256, timeout_s))
+
     def predict(
         self,
         image: Image,

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from splitsam.common import tracing
+from splitsam.common.calls import current_call
 
 DEFAULT_ENCODER = "127.0.0.1:50051"
 DEFAULT_DECODER = "127.0.0.1:50052"
@@ -21,6 +22,7 @@ _RECONNECT = (
 )
 # For a name that stands for several replicas, such as a headless Service: calls go to those that can be reached.
 _ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+_REQUEST_ID = "x-request-id"
 _LOOPBACK = ("127.", "localhost", "[::1]", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
 
@@ -61,8 +63,14 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Of a call that is made now: who calls, and the trace that it belongs to."""
-        return (*self.caller, *tracing.carrier())
+        """Of a call that is made now: who calls, the request it is made for, and the trace that it belongs to.
+
+        A service that calls another is traced in both logs by one request id; elsewhere there is no current call.
+        """
+        call = current_call.get(None)
+        is_named = any(name == _REQUEST_ID for name, _ in self.caller)
+        request = () if call is None or is_named else ((_REQUEST_ID, call.request_id),)
+        return (*self.caller, *request, *tracing.carrier())
 
     def open_channel(self, address: str, grpc_module: Any = grpc, *, has_own_connection: bool = False) -> Any:
         """Open a channel of `grpc` or of `grpc.aio`; those to one address share a connection, or it gets its own."""

@@ -61,6 +61,11 @@ class Operations:
             yield Tell("decoder", self.decoders_of(image)[0], "PrefetchEmbedding", request, self.predict_timeout_s)
         return image
 
+    def find(self, sha256: bytes, timeout_s: float | None = None) -> Operation[EncodedImage | None]:
+        """Look an image up by its digest; None as well where nothing can be looked up, without a cache."""
+        stored = yield from self._look_up(sha256, self._deadline_s(timeout_s, self.predict_timeout_s))
+        return None if stored is None else answers.encoded_image(stored, None, sha256, cache_hit=True, stored=True)
+
     def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
         """Emit a result for each image, over one stream."""
         yield from BulkEncode(

@@ -1,11 +1,12 @@
 """`POST /v1/images`: an image file in, the key of its embedding out."""
 
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 
-from splitsam.gateway.errors import bad_field
+from splitsam.gateway.errors import GatewayError, bad_field
 from splitsam.gateway.gateway import gateway_of
 from splitsam.gateway.messages import ErrorAnswer, ImageAnswer, image_answer
 
@@ -34,4 +35,21 @@ async def open_image(request: Request) -> JSONResponse:
             raise bad_field("image", "is empty; the body has to be a JPEG, PNG or WebP file")
         start_s = time.perf_counter()
         image = await gateway.client.encode(content)
+    return JSONResponse(image_answer(image, 1000 * (time.perf_counter() - start_s)))
+
+
+@router.get(
+    "/v1/images/{sha256}",
+    summary="Open an image that was opened before, without sending it",
+    response_model=ImageAnswer,
+    responses={"default": {"model": ErrorAnswer}},
+)
+async def find_image(
+    request: Request, sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="Of the file, 64 hex digits")]
+) -> JSONResponse:
+    """Answers as opening it would if somebody did lately, else 404 and NOT_ENCODED: then send the file."""
+    start_s = time.perf_counter()
+    image = await gateway_of(request).client.find(bytes.fromhex(sha256))
+    if image is None:
+        raise GatewayError(404, "NOT_ENCODED", "This image was not opened here lately: send the file.")
     return JSONResponse(image_answer(image, 1000 * (time.perf_counter() - start_s)))

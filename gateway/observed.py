@@ -48,7 +48,7 @@ class Observed:
 
         start_s = time.perf_counter()
         method = scope.get("method", "POINTER")
-        span = tracing.begin(f"{method} {scope['path']}", kind=SpanKind.SERVER)
+        span = tracing.begin(f"gateway {method}", kind=SpanKind.SERVER)
         call = Call("", request_id, scope["path"], trace_id=tracing.trace_id_of(span))
         scope["splitsam.call"] = call
         token = current_call.set(call)
@@ -56,19 +56,31 @@ class Observed:
         try:
             with tracing.ended(span), tracing.within(span):
                 await self._app(scope, receive, observed_send)
+                span.set_attributes({"http.route": _route(scope), "http.response.status_code": status})
         finally:
             self._metrics.in_progress.dec()
             current_call.reset(token)
             elapsed_s = time.perf_counter() - start_s
-            route = getattr(scope.get("route"), "path", "unknown")  # no stranger gives a metric its label
+            route = _route(scope)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(elapsed_s)
             log.log(
                 logging.DEBUG if route in _QUIET and status < 400 else logging.INFO,
                 "request",
-                extra=call.names
-                | {"method": method, "path": scope["path"], "status": status, "ms": round(elapsed_s * 1000, 1)},
+                extra={
+                    **call.names,
+                    "method": method,
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(elapsed_s * 1000, 1),
+                    "tenant": scope.get("splitsam.tenant") or "",
+                },
             )
+
+
+def _route(scope: Scope) -> str:
+    """As the routes name themselves: no stranger gives a metric its label."""
+    return getattr(scope.get("route"), "path", "unknown")
 
 
 class BodyLimits:

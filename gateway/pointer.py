@@ -40,7 +40,7 @@ async def follow(socket: WebSocket) -> None:
     try:
         start = await _start(socket)
         if socket.scope["splitsam.tenant"] is None:
-            gateway.access.tenant(start.token)
+            socket.scope["splitsam.tenant"] = gateway.access.tenant(start.token)
         async with gateway.client.pointer(start.key, **start.options()) as pointer:
             hover = _Hover(socket, pointer, gateway)
             await gather_or_cancel((hover.listen(), hover.answer()))

@@ -47,6 +47,19 @@ def test_image_is_encoded_once_whoever_opens_it(gateway, stack, alpha):
     assert alpha.look_up(image).embedding.embedding_key == first.json["key"] == second.json["key"]
 
 
+def test_image_is_found_by_its_digest_without_being_sent(gateway):
+    image = image_file(draw(72))
+    digest = hashlib.sha256(image).hexdigest()
+    missing = gateway.call(f"/v1/images/{digest}")
+    assert (missing.status, missing.error["reason"]) == (404, "NOT_ENCODED")
+    opened = gateway.call("/v1/images", image).json
+    found = gateway.call(f"/v1/images/{digest}").json
+    assert (found["key"], found["width"], found["height"]) == (opened["key"], 320, 240)
+    assert found["cache_hit"]
+    for name in ("ABC", digest.upper(), digest + "00"):
+        assert gateway.call(f"/v1/images/{name}").error["fields"][0]["field"] == "sha256"
+
+
 def test_masks_are_those_that_the_client_gets(gateway, client, opened):
     prompt = {"points": [[100, 120], [9, 9]], "labels": [1, 0], "box": [20, 30, 200, 180]}
     asked = {"key": opened["key"], **prompt, "selection": "all", "formats": ["rle", "png", "polygons"]}
@@ -172,12 +185,13 @@ def test_unknown_route_and_method_are_said(gateway):
     assert gateway.call("/v1/masks").error["reason"] == "METHOD_NOT_ALLOWED"
 
 
-def test_request_id_is_the_callers_where_it_may_be(gateway):
+def test_request_id_is_the_callers_where_it_may_be(gateway, stack):
     assert gateway.call("/livez", x_request_id="click-7").headers["x-request-id"] == "click-7"
     assert gateway.call("/livez", x_request_id="two words").headers["x-request-id"] != "two words"
-    answer = gateway.call("/v1/masks", {}, x_request_id="click-8")
+    answer = gateway.call("/v1/masks", {"key": "ab" * 32, "points": [[1, 1]]}, x_request_id="click-8")
     assert answer.error["request_id"] == "click-8"
-    wait_until(lambda: "click-8" in gateway.child.log_path.read_text(), "the log names it")
+    for child in (gateway.child, stack.children["decoder"]):
+        wait_until(lambda log=child.log_path: "request_id=click-8" in log.read_text(), "the log names it")
 
 
 def test_documents_describe_every_route_and_load_nothing(gateway):
