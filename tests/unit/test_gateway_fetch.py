@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 
+import httpcore
 import pytest
 from web_server import WebServer
 
@@ -81,23 +82,24 @@ async def test_private_address_behind_a_listed_name_is_not_called(host, refused)
     assert server.requests == []
 
 
-async def test_name_is_resolved_as_the_connection_is_opened(monkeypatch, refused):
-    """A name that is public when it is looked at first, and private when it is called."""
-    calls = []
+async def test_name_is_resolved_once_and_that_address_is_called(monkeypatch, refused):
+    """A name that is public when it is looked at, and would be private when it is looked at again."""
+    looked, called = [], []
 
     async def rebinding(_loop, host, port, **_options):
-        calls.append(host)
-        address = "127.0.0.1" if len(calls) > 1 else "93.184.216.34"
+        looked.append(host)
+        address = "93.184.216.34" if len(looked) == 1 else "127.0.0.1"
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
-    with WebServer({"/photo.jpg": (200, JPEG, IMAGE)}) as server:
-        place = f"rebound.example:{server.place.rpartition(':')[2]}"
-        monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", rebinding)
-        calls.append("an earlier look")
-        reason, _ = await refused(fetcher(place, private=False), f"http://{place}/photo.jpg")
-    assert reason == "IMAGE_ADDRESS_REFUSED"
-    assert calls == ["an earlier look", "rebound.example"]
-    assert server.requests == []
+    async def connect(_backend, host, *_options):
+        called.append(host)
+        raise httpcore.ConnectError("no test calls the internet")
+
+    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", rebinding)
+    monkeypatch.setattr("httpcore.AnyIOBackend.connect_tcp", connect)
+    reason, _ = await refused(fetcher("rebound.example", private=False), "http://rebound.example/photo.jpg")
+    assert reason == "IMAGE_NOT_FETCHED"
+    assert (looked, called) == (["rebound.example"], ["93.184.216.34"])
 
 
 async def test_redirect_to_a_listed_host_is_followed():
