@@ -20,6 +20,7 @@ from splitsam.gateway.tls import ServerTls
 
 log = logging.getLogger("splitsam.gateway")
 
+_BACKLOG = 2048
 _MAX_MESSAGE_BYTES = 2**16  # of a WebSocket: a position with as many points as any service takes
 
 
@@ -62,7 +63,7 @@ async def serve(settings: GatewaySettings) -> None:
             metrics.serve(settings.host, settings.metrics_port)
     except OSError as error:
         raise SettingsProblem(f"metrics_port: cannot listen on port {settings.metrics_port}: {error}") from error
-    listener = _bind(settings)
+    listener = bind(settings)
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
@@ -88,10 +89,23 @@ async def _stop_when_told(told: asyncio.Event, server: uvicorn.Server, app: Fast
     server.should_exit = True
 
 
-def _bind(settings: GatewaySettings) -> socket.socket:
+def bind(settings: GatewaySettings) -> socket.socket:
+    """A socket that listens.
+
+    asyncio sends without delay only where a socket names its protocol, as those of `socket.create_server` do not: the
+    head of an answer would wait for the caller's delayed acknowledgement, 40 ms, before the rest follows.
+
+    Raises:
+        SettingsProblem: the port is taken, or the host is not this machine's.
+    """
     host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, settings.port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, settings.port))
+        listener.listen(_BACKLOG)
     except OSError as error:
+        listener.close()
         raise SettingsProblem(f"port: cannot listen on {settings.host}:{settings.port}: {error}") from error
+    return listener
