@@ -389,7 +389,7 @@ def test_dockerfile_is_clean():
 
 
 def test_images_hold_what_exports_traces():
-    assert '*project["optional-dependencies"]["tracing"]' in DOCKERFILE
+    assert '*extras["tracing"]' in DOCKERFILE
 
 
 def test_images_start_the_services_on_their_ports():
