@@ -93,7 +93,11 @@ def test_secrets_are_files_that_are_referred_to_and_never_held(manifests):
     assert not of_kind(manifests, "Secret")
     example = {item["metadata"]["name"]: item["stringData"] for item in load(DEPLOY / "secrets.example.yaml")}
     # Made by others: deploy/README.md.
-    of_others = {*(f"splitsam-{name}-tls" for name in (*SERVICES, "redis")), "splitsam-dataset-caller"}
+    of_others = {
+        *(f"splitsam-{name}-tls" for name in (*SERVICES, "redis")),
+        "splitsam-dataset-caller",
+        "splitsam-gateway",
+    }
     for _, spec in pod_specs(manifests):
         for volume in spec["volumes"]:
             if "secret" in volume:
@@ -142,7 +146,8 @@ def test_services_and_budgets_select_the_pods_of_their_name(manifests):
         for port in service["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]
     budgets = of_kind(manifests, "PodDisruptionBudget")
-    assert {budget["metadata"]["name"] for budget in budgets} == {f"splitsam-{service}" for service in SERVICES}
+    budgeted = {f"splitsam-{service}" for service in (*SERVICES, "gateway")} & pods.keys()
+    assert {budget["metadata"]["name"] for budget in budgets} == budgeted
     for budget in budgets:
         assert budget["spec"]["maxUnavailable"] == 1
         selected = [pod for pod, labels in pods.items() if selects(budget["spec"]["selector"], labels)]

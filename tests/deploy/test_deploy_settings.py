@@ -39,6 +39,7 @@ from splitsam.decoder_service.service import DecoderService
 from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.encoder_service.service import EncoderService
 from splitsam.encoder_service.settings import EncoderSettings
+from splitsam.gateway.settings import GatewaySettings
 
 SETTINGS = {"encoder": EncoderSettings, "decoder": DecoderSettings}
 FULL_NAMES = {"encoder": EncoderService.full_name, "decoder": DecoderService.full_name}
@@ -430,7 +431,7 @@ def test_the_image_is_made_of_what_the_wheel_is_made_of():
 def test_no_other_container_reads_our_settings(manifests):
     for _, spec in pod_specs(manifests):
         for container in containers(spec):
-            if container["name"] not in SERVICES:
+            if container["name"] not in (*SERVICES, "gateway"):
                 assert not any(item["name"].startswith("SPLITSAM_") for item in container.get("env", ()))
 
 
@@ -438,7 +439,7 @@ def test_the_guide_names_settings_and_files_that_exist():
     guide = (DEPLOY / "README.md").read_text()
     known = {
         (settings.model_config["env_prefix"] + name).upper()
-        for settings in SETTINGS.values()
+        for settings in (*SETTINGS.values(), GatewaySettings)
         for name in settings.model_fields
     }
     assert set(re.findall(r"SPLITSAM_\w+", guide)) <= known
