@@ -21,6 +21,7 @@ log = logging.getLogger("splitsam.gateway.requests")
 
 _REQUEST_ID = re.compile(r"[!-~]{1,64}")
 _CLOSED_BY_CALLER = 499
+_READ_ON = 4
 _QUIET = ("/livez", "/readyz", "/health")  # asked every few seconds
 
 
@@ -102,26 +103,29 @@ class BodyLimits:
             return
         limit = self._max_bytes.get(scope["path"], self._default_bytes)
         announced = Headers(scope=scope).get("content-length", "")
-        left = limit
+        received = 0
         is_complete = False
         until_s = asyncio.get_running_loop().time() + self._timeout_s
 
         async def limited() -> Message:
-            nonlocal left, is_complete
-            if announced.isdecimal() and int(announced) > limit:
-                raise too_large("The request", limit)
+            nonlocal received, is_complete
             if is_complete:
                 return await receive()
+            is_too_large = announced.isdecimal() and int(announced) > limit
             try:
                 async with asyncio.timeout_at(until_s):
-                    message = await receive()
+                    while True:
+                        message = await receive()
+                        received += len(message.get("body", b""))
+                        is_complete = not message.get("more_body", False)
+                        is_too_large = is_too_large or received > limit
+                        # A caller that still sends hears no answer: what is too large is read on for a while.
+                        if not is_too_large or is_complete or received > _READ_ON * limit:
+                            break
             except TimeoutError as error:
                 raise GatewayError(408, "UPLOAD_TOO_SLOW", "The image took too long to arrive; try again.") from error
-            if message["type"] == "http.request":
-                left -= len(message.get("body", b""))
-                is_complete = not message.get("more_body", False)
-                if left < 0:
-                    raise too_large("The request", limit)
+            if is_too_large:
+                raise too_large("The request", limit)
             return message
 
         await self._app(scope, limited, send)

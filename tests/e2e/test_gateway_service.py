@@ -24,7 +24,7 @@ def guarded(stack, alpha, tmp_path_factory):
     """A gateway that asks for tokens."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens"
     tokens.write_text(f"annotators {TOKEN}\n")
-    with gateway_of(stack, alpha.token, "--tokens-file", str(tokens)) as running:
+    with gateway_of(stack, alpha.token, "--tokens-file", str(tokens), "--upload-timeout-ms", "3000") as running:
         yield running
 
 
@@ -63,6 +63,15 @@ def test_call_without_a_known_token_is_refused_in_the_tools_own_form(guarded, ph
     with connect(f"{guarded.socket_url}/v1/pointer", proxy=None) as socket:
         socket.send(json.dumps({"key": key}))
         assert json.loads(socket.recv(timeout=60))["error"]["reason"] == "UNAUTHENTICATED"
+
+
+def test_image_that_does_not_arrive_is_not_waited_for(guarded):
+    host, _, port = guarded.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/images HTTP/1.1\r\nhost: {host}:{port}\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 100\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as slow:
+        slow.sendall(head.encode() + b"half of it")
+        answer = slow.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_health_and_documents_need_no_token(guarded):
