@@ -67,9 +67,14 @@ def test_call_without_a_known_token_is_refused_in_the_tools_own_form(guarded, ph
 
 def test_image_that_does_not_arrive_is_not_waited_for(guarded):
     host, _, port = guarded.url.removeprefix("http://").partition(":")
-    head = f"POST /v1/images HTTP/1.1\r\nhost: {host}:{port}\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 100\r\n\r\n"
+    lines = (
+        "POST /v1/images HTTP/1.1",
+        f"host: {host}:{port}",
+        f"authorization: Bearer {TOKEN}",
+        "content-length: 100",
+    )
     with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as slow:
-        slow.sendall(head.encode() + b"half of it")
+        slow.sendall("\r\n".join([*lines, "", "half of it"]).encode())
         answer = slow.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
 
