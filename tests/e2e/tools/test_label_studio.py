@@ -161,6 +161,22 @@ def test_rectangle_becomes_polygons_that_label_studio_stores(studio, backend, ta
     assert np.allclose(points, outlines[0], atol=1e-3)
 
 
+def test_personal_token_opens_what_label_studio_keeps(studio, stack, alpha, task, tmp_path):
+    """Without a token its images are not to be had; a personal one is exchanged for what is sent along."""
+    studio.json("/api/jwt/settings", {"api_tokens_enabled": True, "legacy_api_tokens_enabled": True})
+    request = {
+        "tasks": [studio.json(f"/api/tasks/{task}")],
+        "label_config": CONFIG,
+        "params": {"context": {"result": [keypoint(31.25, 50)]}},
+    }
+    (tmp_path / "token").write_text(studio.json("/api/token", {})["token"])
+    with_token = ("--label-studio-token-file", str(tmp_path / "token"))
+    for options, status in (((), 424), (with_token, 200)):
+        with gateway_of(stack, alpha.token, "--label-studio-url", studio.url, *options) as gateway:
+            answer = gateway.call("/predict", request)
+            assert answer.status == status, answer.body
+
+
 def test_what_cannot_be_done_reaches_label_studio_as_an_error(studio, backend, task):
     answer = ask(studio, backend, task, keypoint(131, 50))
     assert "400" in answer["errors"][0]
