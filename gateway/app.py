@@ -23,6 +23,12 @@ from splitsam.gateway.observed import BodyLimits, Observed
 from splitsam.gateway.settings import GatewaySettings
 
 _MODULES = (images, masks, pointer, status, label_studio, roboflow, osam, documents)
+_DESCRIPTION = """Coordinates are pixels (x, y) of the upright image, (0, 0) its top left corner.
+
+A WebSocket at /v1/pointer is for a pointer that hovers. Its first message is {"key"} with what else MasksRequest has of
+formats and selection, and "token" where tokens are asked for; every other one is {"id"} with points, labels, box and
+refinement_token. Each is answered once, with {"id", "masks", "ms"}, {"id", "superseded_by"} when a newer one took its
+place, or {"id", "error"}; what is wrong with the first message is answered with {"error"}, and ends it."""
 _IMAGE_IN_JSON = ("/sam2/embed_image", "/sam2/segment_image", "/api/generate")
 _TASKS_BYTES = 16 * 2**20
 _SMALL_BYTES = 2**20
@@ -59,6 +65,7 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
     app = FastAPI(
         title="splitsam gateway",
         summary="Open an image, click on it, get masks.",
+        description=_DESCRIPTION,
         version=documents.VERSION,
         openapi_url=None,  # as `docs_url` and `redoc_url`, whose pages load scripts from elsewhere
         docs_url=None,

@@ -44,6 +44,8 @@ def _page(document: Mapping[str, Any]) -> Iterator[str]:
     yield _HEAD
     yield f"<h1>{html.escape(info['title'])} {html.escape(info['version'])}</h1>\n"
     yield f'<p>{html.escape(info["summary"])} For programs: <a href="/openapi.json">openapi.json</a>.</p>\n'
+    for paragraph in info["description"].split("\n\n"):
+        yield f"<p>{html.escape(paragraph)}</p>\n"
     for path, methods in document["paths"].items():
         for method, route in methods.items():
             yield from _route(path, method, route)

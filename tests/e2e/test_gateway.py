@@ -203,6 +203,7 @@ def test_documents_describe_every_route_and_load_nothing(gateway):
     page = gateway.call("/docs")
     text = page.body.decode()
     assert all(f"{route}</code>" in text for route in routes)
+    assert "superseded_by" in text
     assert not any(word in text for word in ("<script", "src=", "http://", "https://", "@import", "url("))
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
