@@ -1,7 +1,6 @@
 """Who may call: bearer tokens, in the ways that tools can send them, and the pages that browsers may call from."""
 
 import base64
-import binascii
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -38,9 +37,8 @@ class Access:
         origin = headers.get("origin", "").lower()
         if not origin or origin in self._origins:
             return
-        page = urlsplit(origin)
-        is_ours = page.netloc == headers.get("host", "").lower()
-        if not is_ours or (self._is_local and not is_loopback(page.hostname or "")):
+        place, host = _place(origin)
+        if not place or place != headers.get("host", "").lower() or (self._is_local and not is_loopback(host)):
             raise GatewayError(403, "ORIGIN_NOT_ALLOWED", _OTHER_PAGE)
 
     def tenant(self, token: str | None) -> str:
@@ -55,6 +53,15 @@ class Access:
             raise GatewayError(401, "UNAUTHENTICATED", _BAD_TOKEN if token else _NO_TOKEN) from error
 
 
+def _place(origin: str) -> tuple[str, str]:
+    """host:port and host of an origin; empty for what is none, as the `null` of a page without one."""
+    try:
+        page = urlsplit(origin)
+        return page.netloc, page.hostname or ""
+    except ValueError:
+        return "", ""
+
+
 def token_of(headers: Mapping[str, str]) -> str | None:
     """The token in an Authorization header: of Bearer, or the password of Basic, which Label Studio can send."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -64,6 +71,6 @@ def token_of(headers: Mapping[str, str]) -> str | None:
         case "basic":
             try:
                 return base64.b64decode(given, validate=True).decode().partition(":")[2] or None
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # neither base64 nor text
                 return None
     return None

@@ -62,7 +62,10 @@ def parse_target(url: str) -> Target:
         raise BadAddress("names a user or a password")
     if not all("!" <= letter <= "~" for letter in ascii_host):
         raise BadAddress("has a host that cannot be read")
-    path = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+    try:
+        path = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+    except UnicodeEncodeError:  # half of a character, as JSON may hold
+        raise BadAddress("cannot be read") from None
     return Target(parts.scheme, ascii_host.rstrip("."), port or _PORTS[parts.scheme], path)
 
 

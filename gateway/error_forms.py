@@ -14,15 +14,14 @@ from starlette.types import Scope
 from splitsam.client.errors import SplitsamError
 from splitsam.common.errors import FieldViolation
 from splitsam.gateway import label_studio, osam, roboflow
-from splitsam.gateway.errors import GatewayError, from_service
-from splitsam.gateway.observed import request_id_of
+from splitsam.gateway.errors import GatewayError, from_service, request_id_of
 
 _MOST_FIELDS = 10
 _SENTENCES = {
     404: ("NO_SUCH_ROUTE", "There is nothing at this address; /docs lists what there is."),
     405: ("METHOD_NOT_ALLOWED", "This address takes another HTTP method; /docs lists what there is."),
 }
-_INTERNAL = GatewayError(500, "INTERNAL", "The gateway failed; its log has the details under this request's id.")
+INTERNAL = GatewayError(500, "INTERNAL", "The gateway failed; its log has the details under this request's id.")
 
 
 def error_response(scope: Scope, error: GatewayError) -> JSONResponse:
@@ -70,16 +69,16 @@ def as_gateway_error(error: Exception) -> GatewayError:
         case HTTPException(status_code=status):
             reason, sentence = _SENTENCES.get(status, ("REFUSED", str(error.detail)))
             return GatewayError(status, reason, sentence)
-    return _INTERNAL
+    return INTERNAL
 
 
 def install(app: FastAPI) -> None:
-    """Answer whatever a route raises; defects are logged by the server."""
+    """Answer what a route raises; defects go on to `observed`."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return error_response(request.scope, as_gateway_error(error))
 
-    for kind in (HTTPException, RequestValidationError, ValidationError, SplitsamError, Exception):
+    for kind in (HTTPException, RequestValidationError, ValidationError, SplitsamError):
         app.add_exception_handler(kind, answer)
 
 

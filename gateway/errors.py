@@ -2,12 +2,14 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import grpc
 from starlette.exceptions import HTTPException
 
 from splitsam.client.errors import SplitsamError
+from splitsam.common.calls import Call
 from splitsam.common.errors import FieldViolation
 
 log = logging.getLogger("splitsam.gateway")
@@ -100,3 +102,9 @@ def _renamed(text: str) -> str:
     for pattern, name in _FIELD_NAMES:
         text = pattern.sub(name, text)
     return text
+
+
+def request_id_of(scope: Mapping[str, Any]) -> str:
+    """What names a request in the logs, by its ASGI scope."""
+    call: Call | None = scope.get("splitsam.call")
+    return call.request_id if call else ""

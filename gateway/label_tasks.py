@@ -131,6 +131,11 @@ class TaskImages:
 def _address(task: Mapping[str, Any], key: str) -> str:
     data = task.get("data")
     address = data.get(key) if isinstance(data, Mapping) else None
-    if not isinstance(address, str) or not address.strip():
+    if not isinstance(address, str) or not address.strip() or not _is_text(address):
         raise GatewayError(400, "NO_IMAGE", f"This task has no image under {key!r}.")
     return address.strip()
+
+
+def _is_text(address: str) -> bool:
+    """JSON may hold halves of characters, which nothing can be made of."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in address)

@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitsam.common import tracing
 from splitsam.common.calls import Call, current_call
+from splitsam.gateway.error_forms import INTERNAL, error_response
 from splitsam.gateway.errors import GatewayError, too_large
 from splitsam.gateway.metrics import GatewayMetrics
 
@@ -22,6 +22,7 @@ log = logging.getLogger("splitsam.gateway.requests")
 _REQUEST_ID = re.compile(r"[!-~]{1,64}")
 _CLOSED_BY_CALLER = 499
 _READ_ON = 4
+_PATH_CHARACTERS = 200
 _QUIET = ("/livez", "/readyz", "/health")  # asked every few seconds
 
 
@@ -58,6 +59,10 @@ class Observed:
             with tracing.ended(span), tracing.within(span):
                 await self._app(scope, receive, observed_send)
                 span.set_attributes({"http.route": _route(scope), "http.response.status_code": status})
+        except Exception:
+            log.exception("request failed", extra=call.names)
+            if scope["type"] == "http" and status == _CLOSED_BY_CALLER:  # nothing has been answered yet
+                await error_response(scope, INTERNAL)(scope, receive, observed_send)
         finally:
             self._metrics.in_progress.dec()
             current_call.reset(token)
@@ -71,12 +76,18 @@ class Observed:
                 extra={
                     **call.names,
                     "method": method,
-                    "path": scope["path"],
+                    "path": _path(scope),
                     "status": status,
                     "ms": round(elapsed_s * 1000, 1),
                     "tenant": scope.get("splitsam.tenant") or "",
                 },
             )
+
+
+def _path(scope: Scope) -> str:
+    """As it was sent, so that what it stands for breaks no line of the log."""
+    sent: bytes = scope.get("raw_path", b"")
+    return sent.decode("ascii", "backslashreplace")[:_PATH_CHARACTERS]
 
 
 def _route(scope: Scope) -> str:
@@ -111,7 +122,10 @@ class BodyLimits:
             nonlocal received, is_complete
             if is_complete:
                 return await receive()
-            is_too_large = announced.isdecimal() and int(announced) > limit
+            promised = int(announced) if announced.isdecimal() else 0
+            if promised > _READ_ON * limit:
+                raise too_large("The request", limit)
+            is_too_large = promised > limit
             try:
                 async with asyncio.timeout_at(until_s):
                     while True:
@@ -129,8 +143,3 @@ class BodyLimits:
             return message
 
         await self._app(scope, limited, send)
-
-
-def request_id_of(scope: Mapping[str, Any]) -> str:
-    call: Call | None = scope.get("splitsam.call")
-    return call.request_id if call else ""

@@ -20,11 +20,10 @@ from splitsam.client.pointer import Pointer
 from splitsam.client.results import PointerAnswer
 from splitsam.common.tasks import gather_or_cancel
 from splitsam.gateway.error_forms import as_gateway_error, own_form
-from splitsam.gateway.errors import GatewayError, from_service
+from splitsam.gateway.errors import GatewayError, from_service, request_id_of
 from splitsam.gateway.gateway import Gateway, gateway_of
 from splitsam.gateway.masks import check_prompt
 from splitsam.gateway.messages import PointerStart, Position, masks_answer
-from splitsam.gateway.observed import request_id_of
 
 router = APIRouter()
 Asked = TypeVar("Asked", bound=BaseModel)

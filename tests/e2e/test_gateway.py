@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import urllib.request
 
 import numpy as np
@@ -185,6 +186,31 @@ def test_unknown_route_and_method_are_said(gateway):
     assert gateway.call("/v1/masks").error["reason"] == "METHOD_NOT_ALLOWED"
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GARBAGE\r\n", 400),
+        (b"GET /\xff HTTP/1.1\r\n", 400),
+        (b"GET /%ff%00%0a12:00:00%20forged HTTP/1.1\r\n", 404),
+        (b"GET /v1/images/%00 HTTP/1.1\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\norigin: http://[::1\r\n", 403),
+        (b"GET /livez HTTP/1.1\r\norigin: \xff\r\n", 403),
+        (b"GET /v1/info HTTP/1.1\r\nauthorization: Basic \xff\xff\r\n", 200),
+        (b"GET /v1/info?api_key=%ff HTTP/1.1\r\n", 200),
+        (b"POST /v1/images HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n", 413),
+        (b"POST /v1/masks HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: -5\r\n", 400),
+    ],
+)
+def test_odd_request_is_answered_and_is_no_defect(gateway, request_, status):
+    """A defect would leave its trace in the log, which is looked at when the gateway stops."""
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as caller:
+        caller.sendall(request_ + f"host: {host}:{port}\r\n\r\n".encode())
+        answer = caller.recv(65536)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert "\n12:00:00 forged" not in gateway.child.log_path.read_text()
+
+
 def test_request_id_is_the_callers_where_it_may_be(gateway, stack):
     assert gateway.call("/livez", x_request_id="click-7").headers["x-request-id"] == "click-7"
     assert gateway.call("/livez", x_request_id="two words").headers["x-request-id"] != "two words"
@@ -215,8 +241,8 @@ def test_page_of_another_site_may_not_call(gateway, photo, opened):
         with pytest.raises(InvalidStatus), follow(gateway, origin=origin):
             pass
     assert gateway.call("/v1/images", photo, origin=gateway.url).status == 200
-    with follow(gateway, origin=gateway.url) as socket:
-        socket.send(json.dumps({"key": opened["key"]}))
+    with follow(gateway, origin=gateway.url) as hover:
+        hover.send(json.dumps({"key": opened["key"]}))
 
 
 def test_name_that_was_made_to_lead_here_may_not_call(gateway, photo):
@@ -234,11 +260,11 @@ def test_listed_page_of_another_site_may_call(stack, alpha, photo):
 
 
 def test_pointer_answers_every_position_and_the_newest_wins(gateway, client, opened):
-    with follow(gateway) as socket:
-        socket.send(json.dumps({"key": opened["key"], "formats": ["rle"]}))
+    with follow(gateway) as hover:
+        hover.send(json.dumps({"key": opened["key"], "formats": ["rle"]}))
         for number in range(30):
-            socket.send(json.dumps({"id": number, "points": [[10 * number % 320, 50]]}))
-        answers = [json.loads(socket.recv(timeout=60)) for _ in range(30)]
+            hover.send(json.dumps({"id": number, "points": [[10 * number % 320, 50]]}))
+        answers = [json.loads(hover.recv(timeout=60)) for _ in range(30)]
     assert sorted(answer["id"] for answer in answers) == list(range(30))
     masks = {answer["id"]: answer["masks"] for answer in answers if "masks" in answer}
     superseded = {answer["id"]: answer["superseded_by"] for answer in answers if "superseded_by" in answer}
@@ -250,32 +276,32 @@ def test_pointer_answers_every_position_and_the_newest_wins(gateway, client, ope
 
 
 def test_bad_position_is_answered_and_the_pointer_goes_on(gateway, opened):
-    with follow(gateway) as socket:
-        socket.send(json.dumps({"key": opened["key"]}))
+    with follow(gateway) as hover:
+        hover.send(json.dumps({"key": opened["key"]}))
         for bad, number in (({"points": [[9999, 1]]}, 1), ({"points": []}, 2), ({"points": [["x", 1]]}, None)):
-            socket.send(json.dumps({"id": number or 3, **bad}))
-            answer = json.loads(socket.recv(timeout=60))
+            hover.send(json.dumps({"id": number or 3, **bad}))
+            answer = json.loads(hover.recv(timeout=60))
             assert (answer["id"], answer["error"]["reason"]) == (number, "INVALID_ARGUMENT")
-        socket.send("{")
-        assert json.loads(socket.recv(timeout=60))["error"]["message"] == "request: is not JSON"
-        socket.send(json.dumps({"id": 4, "points": [[100, 120]]}))
-        assert json.loads(socket.recv(timeout=60))["masks"]
+        hover.send("{")
+        assert json.loads(hover.recv(timeout=60))["error"]["message"] == "request: is not JSON"
+        hover.send(json.dumps({"id": 4, "points": [[100, 120]]}))
+        assert json.loads(hover.recv(timeout=60))["masks"]
 
 
 def test_bad_start_ends_the_pointer_with_a_reason(gateway):
     for start in ({}, {"key": "x", "colour": 1}, []):
-        with follow(gateway) as socket:
-            socket.send(json.dumps(start))
-            assert json.loads(socket.recv(timeout=60))["error"]["reason"] == "INVALID_ARGUMENT"
+        with follow(gateway) as hover:
+            hover.send(json.dumps(start))
+            assert json.loads(hover.recv(timeout=60))["error"]["reason"] == "INVALID_ARGUMENT"
             with pytest.raises(ConnectionClosedError):
-                socket.recv(timeout=60)
+                hover.recv(timeout=60)
 
 
 def test_pointer_on_an_unknown_image_says_so_at_each_position(gateway):
-    with follow(gateway) as socket:
-        socket.send(json.dumps({"key": hashlib.sha256(b"unknown").hexdigest()}))
-        socket.send(json.dumps({"id": 7, "points": [[1, 1]]}))
-        answer = json.loads(socket.recv(timeout=60))
+    with follow(gateway) as hover:
+        hover.send(json.dumps({"key": hashlib.sha256(b"unknown").hexdigest()}))
+        hover.send(json.dumps({"id": 7, "points": [[1, 1]]}))
+        answer = json.loads(hover.recv(timeout=60))
     assert (answer["id"], answer["error"]["reason"]) == (7, "EMBEDDING_EXPIRED")
 
 

@@ -150,6 +150,7 @@ def test_without_a_prompt_there_is_no_result(gateway):
         (asked(keypoint(50, 50), image="http://169.254.169.254/latest/meta-data"), 400, "not among the hosts"),
         (asked(keypoint(50, 50), image="//evil.example/x.png"), 400, "not among the hosts"),
         (asked(keypoint(50, 50), image="s3://bucket/x.png"), 400, "http"),
+        (asked(keypoint(50, 50), image="http://\ud800/x.png"), 400, "no image under 'image'"),
         (asked(keypoint(50, 50), image="data:image/png;base64,????"), 400, "base64"),
         ({"tasks": "all", "label_config": CONFIG}, 400, "tasks"),
     ],

@@ -42,7 +42,18 @@ def test_address_is_read_in_parts(url, target):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "photo.jpg", "http://", "http://a b/", "http://h:99999/", "http://u@h/", "file:///x"]
+    "url",
+    [
+        "",
+        "photo.jpg",
+        "http://",
+        "http://a b/",
+        "http://h:99999/",
+        "http://u@h/",
+        "file:///x",
+        "http://h/\ud800",
+        "http://\ud800/",
+    ],
 )
 def test_address_that_cannot_be_called_is_refused(url):
     with pytest.raises(BadAddress):
