@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from bench.machine import describe_machine, positive
 from bench.row_file import RESULTS, ResultsFile, results_path
-from bench.waterfall.timing import time_on_host
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.device import choose_device
 from splitsam.common.settings import SettingsProblem
 from splitsam.encoder_service.float8 import Float8Linear
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.optimize import FP8, unsupported
+from splitsam.encoder_service.timing import time_on_host
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows
 from splitsam.kernels.quantise_rows import quantise_rows
 

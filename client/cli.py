@@ -10,7 +10,7 @@ import typer
 from splitsam.client import cli_calls, cli_services
 from splitsam.client.errors import SplitsamError
 from splitsam.client.processes import StackError
-from splitsam.common.errors import CheckpointError
+from splitsam.common.errors import StartProblem
 
 app = typer.Typer(
     name="splitsam",
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.TyperException as error:
         _complain(error.format_message() + (" (see --help)" if error.exit_code == 2 else ""))
         sys.exit(error.exit_code)
-    except (SplitsamError, StackError, CheckpointError, ValueError) as error:
+    except (SplitsamError, StackError, StartProblem, ValueError) as error:
         _complain(f"{error}{_hint(error)}")
         for line in getattr(error, "log_tail", ()):
             print(f"  | {line}", file=sys.stderr)

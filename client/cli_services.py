@@ -62,6 +62,43 @@ def optimize(
 
 
 @commands.command()
+def calibrate(
+    images: Annotated[Path, typer.Option(help="Folder of images of the kind that will be served.", exists=True)],
+    checkpoint: Annotated[str | None, typer.Option(help="Weights: path or URL; default: the shipped vit_t.")] = None,
+    model: Annotated[str | None, typer.Option(help="vit_t, vit_b, vit_l or vit_h; read from the weights.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Digest that the weights must have.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Folder for downloaded weights and reports.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    bound: Annotated[float, typer.Option(help="Least mean IoU with the masks of fp32, 0 to 1.")] = 0.99,
+    precisions: Annotated[str, typer.Option(help="Which to measure, e.g. bf16,int8; default: all.")] = "",
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="As of serve-encoder, e.g. 1,4,16, and by its default.")
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, max=10_000, help="How many of the images to take.")] = 64,
+    limit_seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="When nothing more is begun; what is left is named.")
+    ] = 1800,
+) -> None:
+    """Measure what each precision of the encoder does to masks and speed, for --precision auto to choose by."""
+    from splitsam.client.image_list import find_images
+
+    measured = importlib.import_module("splitsam.encoder_service.calibrate")
+    measured.run_calibrate(
+        model=model,
+        checkpoint=checkpoint,
+        sha256=sha256,
+        cache_dir=cache_dir,
+        device=device,
+        images=[image.path for image in find_images([images])],
+        bound=bound,
+        precisions=precisions.split(",") if precisions else [],
+        batch_sizes=batch_sizes,
+        max_images=max_images,
+        limit_s=limit_seconds,
+    )
+
+
+@commands.command()
 @service_options
 def up(
     services: ServiceOptions,

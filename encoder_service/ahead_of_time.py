@@ -72,12 +72,12 @@ def run_optimize(
         raise CheckpointError(f"--out takes a file's name that ends in .safetensors, not {out}")
     if images and not any(rung in PRUNED_LAYERS for rung in rungs):
         raise CheckpointError(f"--image is for the precisions that prune, int8_sparse and seed, not for {precision}")
-    with _draft_of(out) as draft:
+    with draft_of(out) as draft:
         loaded = load_model(model=model, checkpoint=checkpoint, sha256=sha256, cache_dir=cache_dir or DEFAULT_CACHE_DIR)
         _check_source(loaded, out)
         source_sha256, source_bytes = file_sha256(loaded.path), loaded.path.stat().st_size
         frames = read_images(images, loaded.sam)
-        with _quiet():
+        with quiet():
             tensors = optimise_weights(loaded.sam, rungs, frames)
         done = Optimisation(loaded.name, loaded.model_id, source_sha256, precision, rungs, len(images))
         write_optimised(draft, tensors, done)
@@ -194,7 +194,7 @@ def _check_source(loaded: LoadedModel, out: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without warnings: torchao, once imported, lists the parts for GPUs that it could not load."""
     logging.disable(logging.WARNING)
     try:
@@ -204,7 +204,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _draft_of(out: Path) -> Iterator[Path]:
+def draft_of(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its name when all went well, and otherwise leaves no trace."""
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f"{out.name}.{os.getpid()}.part")

@@ -8,7 +8,7 @@ import torch
 
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
-from splitsam.common.checkpoints import load_model
+from splitsam.common.checkpoints import LoadedModel, load_model
 from splitsam.common.device import choose_device, describe_device
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.keys import EncodingVersion
@@ -17,9 +17,10 @@ from splitsam.common.metrics import Metrics
 from splitsam.common.priority import ENCODE_NICENESS
 from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
+from splitsam.encoder_service.calibration import Calibration, find_calibration, report_folders
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
-from splitsam.encoder_service.precision import check_precision, choose_precision
+from splitsam.encoder_service.precision import check_precision, choose_precision, rungs_of
 from splitsam.encoder_service.preprocess import PREPROCESS_VERSION, PreparedImage
 from splitsam.encoder_service.servicer import EncoderServicer
 from splitsam.encoder_service.settings import EncoderSettings
@@ -95,7 +96,7 @@ class EncoderService:
             cache_dir=settings.cache_dir,
         )
         sam = loaded.sam
-        choice = choose_precision(settings.precision, self._device, loaded.model_id)
+        choice = choose_precision(settings.precision, self._device, loaded.model_id, self._find_calibration(loaded))
         check_precision_of_file(loaded.optimisation, choice, self._device)
         log.info("precision", extra={"precision": choice.precision, "rungs": choice.rungs, "notes": choice.notes})
         model = EncoderModel(
@@ -118,3 +119,9 @@ class EncoderService:
             preprocess_version=PREPROCESS_VERSION,
         )
         return model, info
+
+    def _find_calibration(self, loaded: LoadedModel) -> Calibration:
+        if loaded.optimisation is not None and loaded.optimisation.images:
+            return Calibration()  # reports are on weights pruned by magnitude, not on images
+        folders = report_folders(loaded.path, self._settings.cache_dir)
+        return find_calibration(loaded.model_id, self._device, rungs_of(self._device.type), folders)

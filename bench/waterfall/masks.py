@@ -9,6 +9,7 @@ from bench.waterfall.pipelines import Masks, Pipeline
 from bench.waterfall.subjects import HeldOut, prepare_image
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
+from splitsam.encoder_service.mask_reference import measure_iou
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,3 @@ class MaskComparison:
         logits = masks.logits[torch.arange(len(chosen), device=self._device), chosen][:, None].float()
         frame = F.interpolate(logits, (IMAGE_SIDE_PX, IMAGE_SIDE_PX), mode="bilinear", align_corners=False)
         return frame[:, 0, :height, :width] > 0
-
-
-def measure_iou(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """[n] float32 of [n, H, W] bool; two empty masks agree."""
-    both = (found & wanted).flatten(1).sum(1).float()
-    either = (found | wanted).flatten(1).sum(1).float()
-    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))

@@ -18,9 +18,10 @@ from bench.waterfall.masks import Agreement, MaskComparison
 from bench.waterfall.pipelines import NESTED, Pipeline, build_encoder, build_pipeline, rungs_up_to
 from bench.waterfall.rows import BASELINE, Row
 from bench.waterfall.subjects import Clicks, HeldOut, Subject, draw_clicks, draw_noise, prepare_image, relative_error
-from bench.waterfall.timing import MemoryRecorder, measure_peak_mib, profile_calls, synchronize, time_calls
+from bench.waterfall.timing import MemoryRecorder, measure_peak_mib, profile_calls
 from splitsam.common.precision import exact_convolutions
 from splitsam.encoder_service.optimize import FP8, SPARSE_MLP, unsupported
+from splitsam.encoder_service.timing import synchronize, time_calls
 
 FP32_ERROR = 1e-4
 UNRELATED = math.sqrt(2)  # the relative error of an answer that has nothing to do with the right one

@@ -13,7 +13,6 @@ from bench.machine import describe_machine
 from bench.pruning import Sources
 from bench.row_file import ResultsFile, read_rows, results_path, select_rows
 from bench.waterfall.__main__ import measure, parse_arguments
-from bench.waterfall.masks import measure_iou
 from bench.waterfall.measure import Options, Waterfall
 from bench.waterfall.pipelines import LADDERS, LoopDecoder, NestedDecoder
 from bench.waterfall.rows import BASELINE, COLUMNS, Row
@@ -29,6 +28,7 @@ from bench.waterfall.subjects import (
 )
 from bench.waterfall.tables import build_tables, main
 from splitsam.common.architectures import Architecture
+from splitsam.encoder_service.mask_reference import measure_iou
 from training.evaluate import Example
 
 CPU = torch.device("cpu")

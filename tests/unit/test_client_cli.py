@@ -38,7 +38,7 @@ def test_version(run):
 def test_no_command_prints_help(run):
     status, out, _ = run()
     assert status == 0
-    for name in ("up", "serve-encoder", "serve-decoder", "optimize", "demo", "segment", "encode", "info"):
+    for name in ("up", "serve-encoder", "serve-decoder", "optimize", "calibrate", "demo", "segment", "encode", "info"):
         assert f"  {name} " in out
 
 
@@ -64,6 +64,8 @@ def test_no_command_prints_help(run):
         (["segment", "x.jpg", "--crop-layers", "1"], ["--everything"]),
         (["optimize", "x.pth", "--out", "x.safetensors"], ["--precision"]),
         (["optimize", "x.pth", "--precision", "int8"], ["--out"]),
+        (["calibrate"], ["--images"]),
+        (["calibrate", "--images", "no-such-folder"], ["--images", "no-such-folder"]),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(run, arguments, words):

@@ -8,8 +8,9 @@ import torch
 from splitsam.common.metrics import Metrics
 from splitsam.common.settings import SettingsProblem
 from splitsam.encoder_service import optimize
+from splitsam.encoder_service.calibration import Calibration, CalibrationReport, PrecisionFigures
 from splitsam.encoder_service.optimize import RUNGS
-from splitsam.encoder_service.precision import choose_precision
+from splitsam.encoder_service.precision import choose_precision, rungs_of
 from splitsam.encoder_service.service import EncoderService
 from splitsam.encoder_service.settings import EncoderSettings
 from splitsam.v1 import types_pb2
@@ -127,3 +128,93 @@ def test_service_refuses_a_precision_before_it_loads_weights(tmp_path):
     )
     with pytest.raises(SettingsProblem, match="precision: seed is not for cpu"):
         EncoderService(settings, Metrics())
+
+
+def calibrated(is_of_here: bool, bound: float = 0.99, **figures: tuple[float, float]) -> Calibration:
+    """A report with the mean IoU and the milliseconds of some precisions as an H100 makes them."""
+    precisions = {
+        name: PrecisionFigures(
+            rungs=rungs_of("cuda")[name],
+            mask_miou=miou,
+            broken_share=0,
+            index_flips=0,
+            ms_per_image={1: 100 - ms, 16: ms},
+            peak_mib=100,
+        )
+        for name, (miou, ms) in {"fp32": (1.0, 9.0), **figures}.items()
+    }
+    report = CalibrationReport(
+        model="vit_t",
+        model_id=MODEL_ID,
+        device="a GPU",
+        torch="2.0",
+        bound=bound,
+        images=7,
+        prompts=112,
+        precisions=precisions,
+        left_out={"seed": "the time limit left no time for it"},
+    )
+    return Calibration(report, "report.json", is_of_here)
+
+
+def test_auto_takes_the_fastest_in_the_largest_batch_within_the_bound(describe_gpu):
+    describe_gpu((9, 0))
+    known = calibrated(True, bf16=(0.998, 2.0), int8=(0.991, 1.5), fp8=(0.98, 1.0))
+    choice = choose_precision("auto", GPU, MODEL_ID, known)
+    assert (choice.precision, choice.rungs) == ("int8", rungs_of("cuda")["int8"])
+    first, *others = choice.notes
+    assert first == (
+        "auto chose int8 by report.json: 1.5 ms an image in batches of 16, the fastest of those whose masks keep a "
+        "mean IoU of 0.99 with those of fp32; it keeps 0.9910 on 7 images."
+    )
+    assert others == [
+        "auto passed over fp32: 9 ms an image in batches of 16.",
+        "auto passed over bf16: 2 ms an image in batches of 16.",
+        "auto passed over fp8: its masks keep 0.9800.",
+        "auto passed over int8_sparse: the report has no figures of it as it is made here.",
+        "auto passed over seed: the time limit left no time for it.",
+    ]
+
+
+def test_auto_takes_fp32_where_nothing_else_keeps_the_bound(describe_gpu):
+    describe_gpu((9, 0))
+    assert choose_precision("auto", GPU, MODEL_ID, calibrated(True, 1.0, bf16=(0.998, 2.0))).precision == "fp32"
+
+
+def test_auto_takes_nothing_that_was_measured_with_other_rungs_or_cannot_be_done(describe_gpu):
+    known = calibrated(True, bf16=(1.0, 5.0), int8=(1.0, 1.0), fp8=(1.0, 2.0))
+    describe_gpu((9, 0), compiler=False)  # bf16 and int8 are left without two rungs, and fp8 cannot be had
+    assert choose_precision("auto", GPU, MODEL_ID, known).precision == "fp32"
+    describe_gpu((8, 0))
+    assert choose_precision("auto", GPU, MODEL_ID, known).precision == "int8"
+
+
+@pytest.mark.parametrize(("miou", "precision"), [(0.998, "bf16"), (0.97, "fp32")])
+def test_of_a_report_from_elsewhere_masks_count_and_speeds_do_not(describe_gpu, miou: float, precision: str):
+    describe_gpu((9, 0))
+    choice = choose_precision("auto", GPU, MODEL_ID, calibrated(False, bf16=(miou, 2.0), int8=(1.0, 0.1)))
+    assert choice.precision == precision
+    said = " ".join(choice.notes)
+    assert "report.json is of a GPU with torch 2.0, so its masks count and its speeds do not" in said
+    assert ("the masks of bf16 keep a mean IoU of 0.9700" in said) == (precision == "fp32")
+
+
+@pytest.mark.parametrize("is_of_here", [True, False])
+def test_precision_asked_for_is_noted_with_what_the_report_says_of_its_masks(describe_gpu, is_of_here: bool):
+    describe_gpu((9, 0))
+    known = calibrated(is_of_here, bf16=(0.98, 2.0), int8=(0.995, 1.0))
+    (below,) = choose_precision("bf16", GPU, MODEL_ID, known).notes
+    assert below.startswith("bf16 is used although its masks keep a mean IoU of 0.9800")
+    (within,) = choose_precision("int8", GPU, MODEL_ID, known).notes
+    assert within == "int8 is used: its masks keep a mean IoU of 0.9950 with those of fp32 by report.json."
+    (unknown,) = choose_precision("fp8", GPU, MODEL_ID, known).notes
+    assert "without a calibration report" in unknown
+
+
+def test_auto_without_a_report_says_how_to_make_one(describe_gpu):
+    describe_gpu((9, 0))
+    for device in (CPU, GPU):
+        (note,) = choose_precision("auto", device, MODEL_ID, Calibration()).notes
+        assert "`splitsam calibrate`" in note
+    notes = choose_precision("bf16", GPU, MODEL_ID, Calibration(notes=("A report is damaged.",))).notes
+    assert notes == ("A report is damaged.",)
