@@ -131,7 +131,7 @@ class ServiceSettings(ProcessSettings):
     )
     checkpoint: str | None = Field(None, description="Weights: a path, file:// or https:// URL; unset: shipped vit_t")
     sha256: str | None = Field(None, description="Digest that the checkpoint file must have")
-    cache_dir: Path = Field(DEFAULT_CACHE_DIR, description="Folder for downloaded weights")
+    cache_dir: Path = Field(DEFAULT_CACHE_DIR, description="Folder for downloaded weights and calibration reports")
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N")
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
     previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")

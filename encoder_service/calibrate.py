@@ -120,11 +120,11 @@ def read_images(paths: Sequence[Path], max_images: int) -> list[PreparedImage]:
 
 def format_table(report: CalibrationReport) -> list[str]:
     """The lines of a table for people, and one for each precision that was left out."""
-    sizes = sorted(report.precisions[REFERENCE].ms_per_image)
+    sizes = sorted({size for found in report.precisions.values() for size in found.ms_per_image})
     head = ("precision", "mask mIoU", f"below {BROKEN_IOU:g}", "index flips", *(f"ms/image at {b}" for b in sizes))
     rows = [(*head, "peak MiB")]
     for name, found in report.precisions.items():
-        times = (f"{found.ms_per_image[size]:.4g}" for size in sizes)
+        times = (f"{found.ms_per_image[size]:.4g}" if size in found.ms_per_image else "" for size in sizes)
         peak = "" if found.peak_mib is None else f"{found.peak_mib:.0f}"
         share = f"{100 * found.broken_share:.1f} %"
         rows.append((name, f"{found.mask_miou:.4f}", share, str(found.index_flips), *times, peak))

@@ -107,7 +107,7 @@ class Calibrator:
             return "the time limit left no time for it"
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         try:
-            return self._measure(name)
+            return self._measure_reference() if name == REFERENCE else self._measure(name, self._batch_sizes)
         except _OutOfTime:
             return "the time limit was over before it was done"
         except Exception as error:  # noqa: BLE001 one precision's failure must not stop the others
@@ -116,7 +116,17 @@ class Calibrator:
             self._slowest_s = max(self._slowest_s, time.monotonic() - start_s)
             _forget_models(self._device)
 
-    def _measure(self, name: str) -> PrecisionFigures:
+    def _measure_reference(self) -> PrecisionFigures:
+        """fp32 in the batches that it has memory for: the others may well have it for larger ones."""
+        for count in range(len(self._batch_sizes), 1, -1):
+            try:
+                return self._measure(REFERENCE, self._batch_sizes[:count])
+            except torch.OutOfMemoryError:
+                self._reference.clear()
+            _forget_models(self._device)
+        return self._measure(REFERENCE, self._batch_sizes[:1])
+
+    def _measure(self, name: str, batch_sizes: Sequence[int]) -> PrecisionFigures:
         sam, device = self._loaded.sam, self._device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -128,13 +138,13 @@ class Calibrator:
                 sam.pixel_std,
                 rungs=rungs,
                 device=device,
-                batch_sizes=self._batch_sizes if device.type == "cuda" else (),
+                batch_sizes=batch_sizes if device.type == "cuda" else (),
             )
             compile_cache.warm_up(model.warm_up)
-            ms_per_image = {size: self._time(model, size) for size in self._batch_sizes}
+            ms_per_image = {size: self._time(model, size) for size in batch_sizes}
             # Graphs keep what their capture allocated, so the peak since before it is that of the service.
             peak_mib = torch.cuda.max_memory_allocated(device) / _MIB if device.type == "cuda" else None
-            ious, flips = self._compare_masks(model, is_reference=name == REFERENCE)
+            ious, flips = self._compare_masks(model, batch_sizes[-1], is_reference=name == REFERENCE)
         return PrecisionFigures(
             rungs=rungs,
             mask_miou=round(float(ious.mean()), 6),
@@ -154,10 +164,10 @@ class Calibrator:
             call = functools.partial(model.image_encoder, frames)
             return median(time_calls(call, self._device, min(TIMED_S, left_s), TIMED_CALLS)) / size
 
-    def _compare_masks(self, model: EncoderModel, *, is_reference: bool) -> tuple[torch.Tensor, int]:
+    def _compare_masks(self, model: EncoderModel, size: int, *, is_reference: bool) -> tuple[torch.Tensor, int]:
         """IoU of every prompt of every image, and how many rate another mask token best; keeps those of fp32."""
         ious, flips = [], 0
-        for index, embedding in enumerate(self._encode(model)):
+        for index, embedding in enumerate(self._encode(model, size)):
             image = self._images[index]
             if isinstance(embedding, InternalError):
                 if is_reference:
@@ -172,9 +182,7 @@ class Calibrator:
                 flips += agreement.index_flips
         return torch.cat(ious), flips
 
-    def _encode(self, model: EncoderModel) -> Iterator[torch.Tensor | InternalError]:
-        """The embeddings of all images in batches of the largest size."""
-        size = self._batch_sizes[-1]
+    def _encode(self, model: EncoderModel, size: int) -> Iterator[torch.Tensor | InternalError]:
         for start in range(0, len(self._images), size):
             self._time_left()
             yield from model.encode(self._images[start : start + size])

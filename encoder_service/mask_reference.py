@@ -63,6 +63,10 @@ class MaskReference:
         tokens = scores.argmax(1)
         self._references.append(_Reference(tokens.cpu(), _pick(logits, tokens).cpu(), input_size))
 
+    def clear(self) -> None:
+        """Forget all images."""
+        self._references.clear()
+
     @torch.inference_mode()
     def compare(self, index: int, embedding: Tensor) -> Agreement:
         """Decode the same prompts on another embedding, [256, 64, 64], of the image that was kept as number `index`."""

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,14 @@ def test_what_the_time_limit_leaves_no_time_for_is_named(folder: Path, monkeypat
     assert report.left_out == {"bf16": "the time limit left no time for it"}
     with pytest.raises(CalibrationProblem, match=r"fp32, .* cannot be measured: the time limit"):
         Calibrator(loaded, CPU, images, (1,), end_s=0).run([], bound=0.99)
+
+
+def test_weights_that_overflow_in_fp32_leave_nothing_to_compare_with(folder: Path):
+    loaded = load_model(model=None, checkpoint=str(folder / "weights.safetensors"), sha256=None, cache_dir=folder)
+    loaded.sam.image_encoder.patch_embed.proj.weight.fill_(1e38)
+    images = read_images([folder / "images" / "a.png"], 1)
+    with pytest.raises(CalibrationProblem, match="cannot be measured: InternalError: the embedding is not finite"):
+        Calibrator(loaded, CPU, images, (1,), time.monotonic() + 600).run([], bound=0.99)
 
 
 def test_masks_are_compared_at_the_token_that_the_reference_rated_best(folder: Path):
