@@ -8,9 +8,9 @@ from starlette.staticfiles import StaticFiles
 
 router = APIRouter(include_in_schema=False)
 _FILES = StaticFiles(directory=Path(__file__).parent / "page")
-# Nothing from elsewhere, nothing inline, in nobody's frame; what the page opens and draws are blobs of its own.
+# Nothing from elsewhere, nothing inline, in nobody's frame.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
 _HEADERS = {

@@ -1,4 +1,4 @@
-// The labels of one image as COCO's JSON, with masks as run lengths or as polygons.
+// The labels of one image as COCO's JSON, with masks as run lengths or as polygons, in the fields of `splitsam export`.
 
 /**
  * @param {{name: string, width: number, height: number}} image
@@ -13,17 +13,33 @@ export function cocoFile(image, objects, labels, kind) {
       id: index + 1,
       image_id: 1,
       category_id: labels.indexOf(label) + 1,
-      segmentation: kind === "rle" ? mask.rle : mask.polygons.map(joinHoles),
+      segmentation: kind === "rle" ? mask.rle : rings(mask),
       area: mask.area,
       bbox: [mask.box[0], mask.box[1], mask.box[2] - mask.box[0], mask.box[3] - mask.box[1]],
       iscrowd: 0,
-      score: mask.score,
+      predicted_iou: mask.score,
+      stability_score: mask.stability,
     }));
   return {
     images: [{ id: 1, file_name: image.name, width: image.width, height: image.height }],
     categories: labels.map((name, index) => ({ id: index + 1, name })),
     annotations,
   };
+}
+
+/** Pieces too thin for a polygon are left out; where all are, the run lengths stand in. */
+function rings({ polygons, rle }) {
+  const found = polygons.filter(({ outer }) => areaOf(outer) !== 0).map(joinHoles);
+  return found.length > 0 ? found : rle;
+}
+
+function areaOf(ring) {
+  let twice = 0;
+  for (let at = 0; at < ring.length; at += 2) {
+    const next = (at + 2) % ring.length;
+    twice += ring[at] * ring[next + 1] - ring[next] * ring[at + 1];
+  }
+  return twice / 2;
 }
 
 /**

@@ -1,9 +1,10 @@
 // The gateway's pointer: what a click would give, while the mouse moves. Only the newest position matters, here too: one
 // that the network has not taken yet is replaced by the next.
 
-import { refusal } from "./gateway.js";
+import { Refused, refusal } from "./gateway.js";
 
-const WAIT_MS = 1000; // after the connection was lost
+const WAIT_MS = [1000, 2000, 5000, 15_000]; // after the connection was lost, or could not be opened again
+const NO_PREVIEW = "There is no preview at the moment: its connection to the gateway cannot be opened.";
 
 export class Hover {
   /**
@@ -18,6 +19,7 @@ export class Hover {
     this._sent = 0;
     this._wanted = 0; // answers to positions before this one are stale
     this._notBefore = 0;
+    this._losses = 0;
     this._isClosed = false;
   }
 
@@ -53,16 +55,20 @@ export class Hover {
 
   _connect() {
     if (performance.now() < this._notBefore) return;
-    const socket = new WebSocket(Object.assign(new URL("/v1/pointer", location.href), { protocol: location.protocol.replace("http", "ws") }));
+    const url = new URL("/v1/pointer", location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    const socket = new WebSocket(url);
     this._socket = socket;
     socket.onopen = () => {
+      this._losses = 0;
       socket.send(this._start);
       this._send();
     };
     socket.onmessage = ({ data }) => this._hear(JSON.parse(data));
+    socket.onerror = () => this._told.failed(new Refused(NO_PREVIEW, "NO_PREVIEW"));
     socket.onclose = () => {
       this._socket = null;
-      this._notBefore = performance.now() + WAIT_MS;
+      this._notBefore = performance.now() + WAIT_MS[Math.min(this._losses++, WAIT_MS.length - 1)];
     };
   }
 

@@ -3,7 +3,7 @@
 /**
  * @typedef {object} Binding
  * @property {string[]} keys as `nameOf` names them
- * @property {string} action a method of `Labeling`
+ * @property {string} action of the page, of `Labeling`, its stage or its session
  * @property {any[]} [arguments]
  * @property {boolean} [onPicture] only while the picture has the focus: elsewhere the key presses a button or scrolls
  * @property {string} [shown] and `says`: a row of the help; bindings of one row name it once
@@ -30,17 +30,17 @@ export const BINDINGS = [
   { keys: ["-"], action: "zoom", arguments: [0.8] },
   { keys: ["0"], action: "fit", shown: "0", says: "Show the whole image" },
   { keys: ["p"], action: "togglePreview", shown: "P", says: "Preview under the mouse: on or off" },
-  { keys: ["ArrowLeft"], action: "moveCursor", arguments: [-2, 0], onPicture: true, shown: "Arrows", says: "Move the cross; with Shift, far" },
-  { keys: ["ArrowRight"], action: "moveCursor", arguments: [2, 0], onPicture: true },
-  { keys: ["ArrowUp"], action: "moveCursor", arguments: [0, -2], onPicture: true },
-  { keys: ["ArrowDown"], action: "moveCursor", arguments: [0, 2], onPicture: true },
-  { keys: ["Shift+ArrowLeft"], action: "moveCursor", arguments: [-24, 0], onPicture: true },
-  { keys: ["Shift+ArrowRight"], action: "moveCursor", arguments: [24, 0], onPicture: true },
-  { keys: ["Shift+ArrowUp"], action: "moveCursor", arguments: [0, -24], onPicture: true },
-  { keys: ["Shift+ArrowDown"], action: "moveCursor", arguments: [0, 24], onPicture: true },
-  { keys: [" "], action: "clickCursor", arguments: [1], onPicture: true, shown: "Space", says: "The cross is on the object" },
-  { keys: ["x"], action: "clickCursor", arguments: [0], onPicture: true, shown: "X", says: "The cross is not on the object" },
-  { keys: ["b"], action: "cornerCursor", onPicture: true, shown: "B, twice", says: "A box from one place of the cross to the other" },
+  { keys: ["ArrowLeft"], action: "moveCross", arguments: [-2, 0], onPicture: true, shown: "Arrows", says: "Move the cross; with Shift, far" },
+  { keys: ["ArrowRight"], action: "moveCross", arguments: [2, 0], onPicture: true },
+  { keys: ["ArrowUp"], action: "moveCross", arguments: [0, -2], onPicture: true },
+  { keys: ["ArrowDown"], action: "moveCross", arguments: [0, 2], onPicture: true },
+  { keys: ["Shift+ArrowLeft"], action: "moveCross", arguments: [-24, 0], onPicture: true },
+  { keys: ["Shift+ArrowRight"], action: "moveCross", arguments: [24, 0], onPicture: true },
+  { keys: ["Shift+ArrowUp"], action: "moveCross", arguments: [0, -24], onPicture: true },
+  { keys: ["Shift+ArrowDown"], action: "moveCross", arguments: [0, 24], onPicture: true },
+  { keys: [" "], action: "clickCross", arguments: [1], onPicture: true, shown: "Space", says: "The cross is on the object" },
+  { keys: ["x"], action: "clickCross", arguments: [0], onPicture: true, shown: "X", says: "The cross is not on the object" },
+  { keys: ["b"], action: "cornerCross", onPicture: true, shown: "B, twice", says: "A box from one place of the cross to the other" },
   { keys: ["Escape"], action: "cancel", shown: "Escape", says: "Forget the box that is being drawn" },
   { keys: ["s"], action: "saveCoco", arguments: ["rle"], shown: "S", says: "Save as COCO with run lengths" },
   { keys: ["?"], action: "showHelp", shown: "?", says: "This help" },

@@ -1,112 +1,88 @@
 // What somebody can do on the page. Places are pixels of the screen, from the picture's corner, unless they say otherwise.
 
 import { Answers } from "./answers.js";
-import { colourOf } from "./labels.js";
-import { Hover } from "./hover.js";
 import { Refused } from "./gateway.js";
+import { Hover } from "./hover.js";
+import { colourOf } from "./labels.js";
+import { Picture } from "./picture.js";
 import { fieldsOf, isEmpty, maskOf, withBox, withPoint } from "./prompts.js";
 import { Session } from "./session.js";
-import * as views from "./view.js";
 
 const NO_PICTURE = "This file is no picture that the browser can show: choose a JPEG, PNG or WebP file.";
+const NOT_KEPT = "The services cannot keep images at the moment: clicks may fail until they can.";
 const LEAVE = "Open another image? The objects of this one are not saved.";
+const NOTHING = { preview: null, box: null, corner: null, cross: null };
 
 export class Labeling {
   /**
    * @param {object} parts
    * @param {import("./gateway.js").Gateway} parts.gateway
-   * @param {import("./painter.js").Painter} parts.painter
+   * @param {import("./stage.js").Stage} parts.stage
    * @param {import("./labels.js").Labels} parts.labels
-   * @param {HTMLElement} parts.screen where the picture is shown
    * @param {{changed: Function, said: Function, timed: Function, failed: Function}} parts.told
    */
-  constructor({ gateway, painter, labels, screen, told }) {
-    Object.assign(this, { labels, image: null, view: null, isPreviewing: true });
-    this.session = new Session();
-    this._parts = { gateway, painter, screen, told };
-    this._preview = null;
-    this._box = null; // pixels of the image, while it is drawn
-    this._corner = null; // of a box drawn with keys
-    this._cursor = null;
+  constructor({ gateway, stage, labels, told }) {
+    Object.assign(this, { stage, labels, picture: null, session: new Session(), isPreviewing: true });
+    this._gateway = gateway;
+    this._told = told;
+    this._hover = null;
+    this._drawn = NOTHING; // what is under way: mask, box, its first corner and the cross, pixels of the image
     this._clicked = new WeakMap(); // when, by prompt
     this._toPaint = [];
-    this._isDue = { image: false, marks: false };
   }
 
   // ---- the image
 
   async open(file) {
-    const { gateway, told } = this._parts;
     if (!this.session.isSaved && !confirm(LEAVE)) return;
-    told.said(`Opening ${file.name} …`);
+    this._told.said(`Opening ${file.name} …`);
+    this._newest = file;
     const bitmap = await createImageBitmap(file).catch(() => null);
+    if (this._newest !== file) return; // another one was opened meanwhile
     if (bitmap === null) {
-      told.failed(new Refused(NO_PICTURE, "NO_PICTURE"));
+      this._told.failed(new Refused(NO_PICTURE, "NO_PICTURE"));
       return;
     }
     this._hover?.close();
-    const { width, height } = bitmap;
-    const image = { name: file.name, file, bitmap, width, height, opening: gateway.open(file) };
-    this.image = image;
+    this._hover = null;
+    this._drawn = NOTHING;
+    const picture = new Picture(file, bitmap, this._gateway);
+    const isHere = () => this.picture === picture;
+    this.picture?.bitmap.close();
+    this.picture = picture;
     this.session = new Session(() => this._changed());
-    this.answers = new Answers((prompt) => this._ask(image, prompt), {
-      came: (prompt) => this.image === image && this._came(prompt),
-      failed: (error) => this.image === image && told.failed(error),
+    this.answers = new Answers((prompt) => picture.mask(fieldsOf(prompt, this.answers.masks)), {
+      came: (prompt) => isHere() && this._came(prompt),
+      failed: (error) => isHere() && this._told.failed(error),
     });
-    Object.assign(this, { _hover: null, _preview: null, _box: null, _corner: null, _cursor: null });
-    this.fit();
-    this._changed();
-    try {
-      const opened = await image.opening;
-      if (this.image !== image) return;
-      told.failed(null);
-      const how = opened.cache_hit ? "found in the cache" : "encoded";
-      told.said(`${file.name}, ${width} × ${height}: ${how} in ${Math.round(opened.ms)} ms. Point at an object.`);
-      this._follow(image, opened.key);
-    } catch (error) {
-      if (this.image === image) told.failed(error);
-    }
+    this.stage.show(picture, () => this._scene(), () => this._painted());
+    this._told.changed();
+    await this._begin(picture, picture.opened());
   }
 
   /** Once more for whatever failed. */
   async retry() {
-    if (this.image === null) return;
-    this._parts.told.failed(null);
-    await this._reopen(this.image);
+    await this._begin(this.picture, this.picture.reopen());
     this.answers.retry();
   }
 
-  _follow(image, key) {
-    this._hover?.close();
-    this._hover = new Hover({ key, token: this._parts.gateway.token() }, {
-      came: (mask) => this._previewed(mask),
-      failed: (error) => (error.reason === "EMBEDDING_EXPIRED" ? this._reopen(image) : this._parts.told.failed(error)),
-    });
-  }
-
-  /** The services have forgotten the image, or it never got there. */
-  async _reopen(image) {
-    image.reopening ??= this._parts.gateway.open(image.file);
-    image.opening = image.reopening;
+  async _begin(picture, opening) {
     try {
-      const { key } = await image.reopening;
-      if (this.image === image) this._follow(image, key);
+      const { key, cache_hit, ms, stored } = await opening;
+      if (this.picture !== picture) return;
+      const how = cache_hit ? "found in the cache" : "encoded";
+      this._told.failed(stored ? null : new Refused(NOT_KEPT, "NOT_KEPT"));
+      this._told.said(`${picture.name}, ${picture.width} × ${picture.height}: ${how} in ${Math.round(ms)} ms.`);
+      this._hover?.close();
+      this._hover = new Hover({ key, token: this._gateway.token() }, {
+        came: (mask) => this._previewed(mask),
+        failed: (error) => {
+          if (error.reason === "EMBEDDING_EXPIRED" && picture.mayReopen) this._begin(picture, picture.reopen());
+          else this._told.failed(error);
+        },
+      });
     } catch (error) {
-      if (this.image === image) this._parts.told.failed(error);
-    } finally {
-      image.reopening = null;
-    }
-  }
-
-  async _ask(image, prompt) {
-    const { gateway } = this._parts;
-    const fields = fieldsOf(prompt, this.answers.masks);
-    try {
-      return await gateway.mask((await image.opening).key, fields);
-    } catch (error) {
-      if (error.reason !== "EMBEDDING_EXPIRED") throw error;
-      await this._reopen(image);
-      return gateway.mask((await image.opening).key, fields);
+      if (this.picture === picture) this._told.failed(error);
     }
   }
 
@@ -114,119 +90,105 @@ export class Labeling {
 
   /** @param {0 | 1} label 1: on the object @param {number} since when, on the clock of `performance` */
   click(at, label, since = performance.now()) {
-    if (this.image === null || !views.isInside(this.view, this.image, at)) return;
-    this._askFor(withPoint(this.session.prompt, ...this._toImage(at), label), since);
+    if (this.stage.holds(at)) this._ask(withPoint(this.session.prompt, ...this.stage.toImage(at), label), since);
   }
 
   box(from, to, since = performance.now()) {
-    this._box = null;
-    if (this.image === null) return;
-    const [[x0, y0], [x1, y1]] = [this._toImage(from), this._toImage(to)];
-    if (Math.abs(x1 - x0) < 1 || Math.abs(y1 - y0) < 1) this._draw();
-    else this._askFor(withBox(this.session.prompt, [x0, y0], [x1, y1]), since);
+    if (this.picture === null) return;
+    this._drawn = { ...this._drawn, box: null };
+    const [[x0, y0], [x1, y1]] = [this.stage.toImage(from), this.stage.toImage(to)];
+    if (Math.abs(x1 - x0) < 1 || Math.abs(y1 - y0) < 1) this.stage.draw();
+    else this._ask(withBox(this.session.prompt, [x0, y0], [x1, y1]), since);
   }
 
   drawBox(from, to) {
-    if (this.image === null) return;
+    if (this.picture === null) return;
     this._stopPreview();
-    this._box = [...this._toImage(from), ...this._toImage(to)];
-    this._draw();
+    this._drawn = { ...this._drawn, box: [...this.stage.toImage(from), ...this.stage.toImage(to)] };
+    this.stage.draw();
   }
 
   cancel() {
-    Object.assign(this, { _box: null, _corner: null });
-    this._draw();
+    this._drawn = { ...NOTHING, cross: this._drawn.cross };
+    this.stage.draw();
   }
 
-  _askFor(prompt, since) {
+  _ask(prompt, since) {
     this._stopPreview();
     this._clicked.set(prompt, since);
     this.session.ask(prompt, this.labels.chosen);
   }
 
   _came(prompt) {
-    const { told } = this._parts;
-    told.failed(null);
+    this._told.failed(null);
     const at = this.session.objects.findIndex((each) => each.prompt === prompt);
     if (at >= 0) {
       const { box, area, score } = this.answers.masks.get(prompt);
-      const found = box === null ? "nothing found there" : `${area.toLocaleString("en")} pixels, score ${score.toFixed(2)}`;
-      told.said(`Object ${at + 1}, ${this.session.objects[at].label}: ${found}.`);
+      const found = box ? `${area.toLocaleString("en")} pixels, score ${score.toFixed(2)}` : "nothing was found there";
+      this._told.said(`Object ${at + 1}, ${this.session.objects[at].label}: ${found}.`);
     }
     this._toPaint.push(prompt);
-    told.changed();
-    this._draw();
+    this.stage.draw();
   }
 
   // ---- the mouse that hovers
 
   hover(at) {
     if (!this.isPreviewing || !this._hover || !isEmpty(this.session.prompt)) return;
-    if (views.isInside(this.view, this.image, at)) this._hover.move({ points: [this._toImage(at)] });
+    if (this.stage.holds(at)) this._hover.move({ points: [this.stage.toImage(at)] });
     else this.leave();
   }
 
   leave() {
     this._stopPreview();
-    this._draw();
+    this.stage.draw();
   }
 
   togglePreview() {
     this.isPreviewing = !this.isPreviewing;
     this.leave();
-    this._parts.told.changed();
+    this._told.changed();
   }
 
   _previewed(mask) {
-    if (!isEmpty(this.session.prompt) || this._box) return;
-    this._preview = mask;
-    this._parts.told.failed(null);
-    this._parts.told.timed(`Preview: ${Math.round(mask.ms)} ms`);
-    this._draw();
+    this._told.failed(null);
+    this._told.timed(`Preview: ${Math.round(mask.ms)} ms in the gateway`);
+    this._drawn = { ...this._drawn, preview: mask };
+    this.stage.draw();
   }
 
   _stopPreview() {
     this._hover?.leave();
-    this._preview = null;
+    this._drawn = { ...this._drawn, preview: null };
   }
 
-  // ---- the cross that keys move; it is in pixels of the image
+  // ---- the cross that keys move
 
-  moveCursor(dx, dy) {
-    if (this.image === null) return;
-    const { width, height } = this._parts.screen.getBoundingClientRect();
-    const from = this._cursor ? views.toScreen(this.view, this._cursor) : [width / 2 - dx, height / 2 - dy];
-    this._cursor = this._toImage([from[0] + dx, from[1] + dy]);
-    const at = views.toScreen(this.view, this._cursor);
-    if (this._corner) this.drawBox(views.toScreen(this.view, this._corner), at);
-    else this.hover(at);
-    this._draw();
+  moveCross(dx, dy) {
+    if (this.picture === null) return;
+    const { cross, corner } = this._drawn;
+    const [x, y] = cross ? this.stage.toScreen(cross) : this.stage.centre;
+    const moved = this.stage.toImage([x + dx, y + dy]);
+    this._drawn = { ...this._drawn, cross: moved };
+    if (corner) this.drawBox(this.stage.toScreen(corner), this.stage.toScreen(moved));
+    else this.hover(this.stage.toScreen(moved));
+    this.stage.draw();
   }
 
-  clickCursor(label) {
-    this.moveCursor(0, 0);
-    if (this.image !== null) this._askFor(withPoint(this.session.prompt, ...this._cursor, label), performance.now());
+  clickCross(label) {
+    this.moveCross(0, 0);
+    if (this.picture) this._ask(withPoint(this.session.prompt, ...this._drawn.cross, label), performance.now());
   }
 
-  cornerCursor() {
-    this.moveCursor(0, 0);
-    if (this._corner) this.box(...[this._corner, this._cursor].map((place) => views.toScreen(this.view, place)));
-    this._corner = this._corner || !this._cursor ? null : this._cursor;
+  /** Begin a box where the cross is, or finish it there. */
+  cornerCross() {
+    this.moveCross(0, 0);
+    const { cross, corner } = this._drawn;
+    this._drawn = { ...this._drawn, corner: corner ? null : cross };
+    if (corner) this.box(this.stage.toScreen(corner), this.stage.toScreen(cross));
   }
 
   // ---- objects
-
-  finish() {
-    this.session.finish();
-  }
-
-  undo() {
-    this.session.undo();
-  }
-
-  redo() {
-    this.session.redo();
-  }
 
   removeCurrent() {
     if (this.session.current) this.session.remove(this.session.current.id);
@@ -234,95 +196,57 @@ export class Labeling {
 
   selectNext(step) {
     const { objects, current } = this.session;
-    if (objects.length === 0) return;
-    const at = current ? objects.indexOf(current) + step : step > 0 ? 0 : -1;
-    this.session.select(objects.at(at % objects.length).id);
+    const at = current ? objects.indexOf(current) + step : Math.min(step, 0);
+    if (objects.length > 0) this.session.select(objects.at(at % objects.length).id);
   }
 
   /** For the current object, and those that follow. */
   useLabel(at) {
     if (!this.labels.choose(at)) return;
     if (this.session.current) this.session.relabel(this.session.current.id, this.labels.chosen);
-    this._parts.told.changed();
+    this._told.changed();
   }
 
   removeLabel(at) {
     this.labels.remove(at);
-    this._parts.told.changed();
+    this._told.changed();
+    this.stage.draw(); // those after it have other colours now
   }
 
-  /** The objects with their masks, those left out for which none has come. */
+  /** The objects that have a mask. */
   masks() {
     return this.session.objects
       .map(({ id, label, prompt }) => ({ id, label, mask: maskOf(prompt, this.answers.masks) }))
       .filter(({ mask }) => mask !== null);
   }
 
-  // ---- the view
-
-  fit() {
-    if (this.image) this._look(views.fit(this.image, this._parts.screen.getBoundingClientRect()));
-  }
-
-  zoom(factor, at = null) {
-    const { width, height } = this._parts.screen.getBoundingClientRect();
-    if (this.image) this._look(views.zoom(this.view, factor, at ?? [width / 2, height / 2]));
-  }
-
-  pan(dx, dy) {
-    if (this.image) this._look(views.pan(this.view, dx, dy));
-  }
-
-  resized() {
-    this._parts.painter.resize();
-    if (this.image) this._look(this.view);
-  }
-
-  _look(view) {
-    this.view = view;
-    this._isDue.image = true;
-    this._draw();
-  }
-
-  _toImage(at) {
-    return views.toImage(this.view, this.image, at);
-  }
-
-  // ---- drawing
+  // ---- what follows
 
   _changed() {
+    if (!isEmpty(this.session.prompt)) this._stopPreview();
     this.answers.follow(this.session.objects);
-    this._parts.told.changed();
-    this._draw();
+    this._told.changed();
+    this.stage.draw();
   }
 
-  _draw() {
-    if (!this._isDue.marks && this.image) requestAnimationFrame(() => this._drawNow());
-    this._isDue.marks = this.image !== null;
-  }
-
-  _drawNow() {
-    const { painter } = this._parts;
+  _scene() {
     const { current, prompt } = this.session;
+    const { preview, box, cross } = this._drawn;
     const masks = this.masks().map(({ id, label, mask }) => ({
       mask,
       colour: colourOf(this.labels.names.indexOf(label)),
       isCurrent: id === current?.id,
     }));
-    if (this._preview) masks.push({ mask: this._preview, colour: colourOf(this.labels.at), isCurrent: false });
-    const boxes = [prompt.box, this._box].filter((box) => box !== null);
-    if (this._isDue.image) painter.drawImage(this.view, this.image.bitmap);
-    painter.drawMarks(this.view, masks, { points: prompt.points, boxes, cursor: this._cursor });
-    this._isDue = { image: false, marks: false };
-    if (this._toPaint.length > 0) setTimeout(() => this._painted()); // after this frame
+    if (preview) masks.push({ mask: preview, colour: colourOf(this.labels.at), isCurrent: false });
+    return { masks, marks: { points: prompt.points, boxes: [prompt.box, box].filter(Boolean), cross } };
   }
 
   _painted() {
     for (const prompt of this._toPaint.splice(0)) {
-      if (!this._clicked.has(prompt)) continue;
-      const { duration } = performance.measure("click to mask", { start: this._clicked.get(prompt), end: performance.now() });
+      const taken = { start: this._clicked.get(prompt), end: performance.now() };
+      const { duration } = performance.measure("click to mask", taken);
       const { ms } = this.answers.masks.get(prompt);
-      this._parts.told.timed(`Mask: ${Math.round(duration)} ms from the click, ${Math.round(ms)} of them in the gateway`);
+      this._told.timed(`Mask: ${Math.round(duration)} ms from the click, ${Math.round(ms)} of them in the gateway`);
     }
   }
 }

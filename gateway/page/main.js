@@ -9,6 +9,7 @@ import { listenToMouse } from "./mouse.js";
 import { Painter } from "./painter.js";
 import { element, showLabels, showObjects } from "./panel.js";
 import { cocoOf, masksOf } from "./saving.js";
+import { Stage } from "./stage.js";
 
 const $ = (id) => document.getElementById(id);
 const TOKEN = "splitsam.token"; // kept until the tab is closed
@@ -17,9 +18,8 @@ const TYPES_TEXT = "input:not([type=radio]), select, textarea";
 const gateway = new Gateway(() => sessionStorage.getItem(TOKEN), askForToken);
 const labeling = new Labeling({
   gateway,
-  painter: new Painter($("image"), $("marks")),
+  stage: new Stage(new Painter($("image"), $("marks")), $("stage")),
   labels: new Labels(localStorage),
-  screen: $("stage"),
   told: { changed, failed, said: (text) => show("status", text), timed: (text) => show("timing", text) },
 });
 
@@ -31,12 +31,12 @@ const actions = {
 };
 
 function act(action, given = []) {
-  if (action in actions) actions[action](...given);
-  else labeling[action](...given);
+  const owner = [actions, labeling, labeling.stage, labeling.session].find((each) => action in each);
+  owner[action](...given);
 }
 
 async function saveAs(write) {
-  if (labeling.image === null || labeling.session.objects.length === 0) return;
+  if (labeling.picture === null || labeling.session.objects.length === 0) return;
   if (labeling.answers.isWaiting) {
     failed(new Refused("A mask is still on its way: save again in a moment.", "WAIT"));
     return;
@@ -68,16 +68,16 @@ function show(id, text) {
 
 function failed(error) {
   show("problem", error?.message ?? "");
-  $("retry").hidden = error === null || labeling.image === null;
+  $("retry").hidden = error === null || labeling.picture === null;
 }
 
 function changed() {
-  const { image, session, isPreviewing } = labeling;
-  $("empty").hidden = image !== null;
+  const { picture, session, isPreviewing } = labeling;
+  $("empty").hidden = picture !== null;
   $("undo").disabled = !session.canUndo;
   $("redo").disabled = !session.canRedo;
   $("finish").disabled = session.current === null;
-  for (const id of ["zoom-in", "zoom-out", "fit"]) $(id).disabled = image === null;
+  for (const id of ["zoom-in", "zoom-out", "fit"]) $(id).disabled = picture === null;
   for (const id of ["save-rle", "save-polygons", "save-png"]) $(id).disabled = session.objects.length === 0;
   $("preview").setAttribute("aria-pressed", `${isPreviewing}`);
   showLabels($("labels"), labeling);
@@ -124,5 +124,5 @@ $("help-rows").append(
 );
 takeFiles($("file"), $("stage"), (file) => labeling.open(file));
 listenToMouse($("marks"), labeling);
-new ResizeObserver(() => labeling.resized()).observe($("stage"));
+new ResizeObserver(() => labeling.stage.resized()).observe($("stage"));
 changed();

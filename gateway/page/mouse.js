@@ -24,7 +24,7 @@ export function listenToMouse(picture, labeling) {
     }
     held.isDrag ||= Math.hypot(at[0] - held.at[0], at[1] - held.at[1]) > SLACK_PX;
     if (held.isPan) {
-      labeling.pan(at[0] - held.at[0], at[1] - held.at[1]);
+      labeling.stage.pan(at[0] - held.at[0], at[1] - held.at[1]);
       held.at = at;
     } else if (held.isDrag && held.button === 0) labeling.drawBox(held.at, at);
   });
@@ -45,7 +45,7 @@ export function listenToMouse(picture, labeling) {
     "wheel",
     (event) => {
       event.preventDefault();
-      labeling.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), placeOf(event));
+      labeling.stage.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0015)), placeOf(event));
     },
     { passive: false },
   );

@@ -10,7 +10,7 @@ const TURN = 2 * Math.PI;
 export class Painter {
   /** @param {HTMLCanvasElement} below the image @param {HTMLCanvasElement} above all else */
   constructor(below, above) {
-    this._below = below.getContext("2d", { alpha: false });
+    this._below = below.getContext("2d");
     this._above = above.getContext("2d");
     this._layers = new WeakMap();
   }
@@ -32,7 +32,7 @@ export class Painter {
 
   /**
    * @param {{mask: object, colour: string, isCurrent: boolean}[]} masks
-   * @param {{points: object[], boxes: number[][], cursor: number[] | null}} marks pixels of the image
+   * @param {{points: object[], boxes: number[][], cross: number[] | null}} marks pixels of the image
    */
   drawMarks(view, masks, marks) {
     const context = this._begin(this._above);
@@ -41,7 +41,7 @@ export class Painter {
     context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     for (const [x0, y0, x1, y1] of marks.boxes) this._drawBox(context, toScreen(view, [x0, y0]), toScreen(view, [x1, y1]));
     for (const point of marks.points) this._drawPoint(context, toScreen(view, [point.x, point.y]), point.label);
-    if (marks.cursor) this._drawCursor(context, toScreen(view, marks.cursor));
+    if (marks.cross) this._drawCross(context, toScreen(view, marks.cross));
   }
 
   _begin(context) {
@@ -103,7 +103,7 @@ export class Painter {
     context.stroke();
   }
 
-  _drawCursor(context, [x, y]) {
+  _drawCross(context, [x, y]) {
     for (const [width, style] of [[4, "#000"], [2, "#fff"]]) {
       context.lineWidth = width;
       context.strokeStyle = style;
