@@ -24,11 +24,13 @@ class LabelingPage:
     """The page with an image on it, or none yet.
 
     Args:
+        version: of the browser.
         size: width and height of the image, in pixels.
         problems: what the page's own scripts raised or complained about.
     """
 
     page: Page
+    version: str
     size: tuple[int, int] = (0, 0)
     problems: list[str] = field(default_factory=list)
 
@@ -123,7 +125,7 @@ def open_page(url: str, **options: Any) -> Iterator[LabelingPage]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **options})
         page.set_default_timeout(PATIENCE_MS)
-        opened = LabelingPage(page)
+        opened = LabelingPage(page, browser.version)
         page.on("pageerror", lambda error: opened.problems.append(str(error)))
         page.on("console", lambda said: said.type == "error" and opened.problems.append(said.text))
         page.goto(url)

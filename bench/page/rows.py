@@ -11,6 +11,7 @@ class Row:
         step: `first click` begins an object, `refining click` sends the token of its mask along.
         ms_p50, ms_p99: from the mouse's event until the frame with the mask was drawn.
         gateway_ms_p50: of these, from the request's arrival at the gateway to its answer.
+        paint_ms_p50: of these, from the answer's last byte until the frame was drawn.
     """
 
     step: str
@@ -18,6 +19,7 @@ class Row:
     ms_p50: float
     ms_p99: float
     gateway_ms_p50: float
+    paint_ms_p50: float
     browser: str
     gpu: str
     torch: str

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from bench.documents import collector, write_files
 from bench.page.rows import Row
 
-_COLUMNS = ("step", "clicks", "ms p50 / p99", "in the gateway, ms p50")
+_COLUMNS = ("step", "clicks", "ms p50 / p99", "in the gateway, ms p50", "answer to paint, ms p50")
 
 
 def build_tables(rows: Sequence[Row]) -> str:
@@ -29,7 +29,7 @@ def _table(rows: Sequence[Row]) -> str:
         "|---" * len(_COLUMNS) + "|",
     ]
     for row in rows:
-        times = f"{row.ms_p50:.1f} / {row.ms_p99:.1f} | {row.gateway_ms_p50:.1f}"
+        times = f"{row.ms_p50:.1f} / {row.ms_p99:.1f} | {row.gateway_ms_p50:.1f} | {row.paint_ms_p50:.1f}"
         lines.append(f"| {row.step} | {row.clicks} | {times} |")
     runs = sorted({(row.command, row.commit) for row in rows})
     return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"

@@ -1,7 +1,7 @@
 // The labels to choose from, kept in the browser for the next image.
 
 // Told apart by most people with any kind of sight for colours, on light and on dark.
-const COLOURS = ["#1f83ff", "#ff9d1e", "#00b890", "#e0489b", "#f2dd3c", "#8e63ff", "#5ec8f2", "#e5532d", "#a3c644"];
+const COLOURS = ["#1f83ff", "#e0489b", "#f2dd3c", "#00b890", "#ff9d1e", "#8e63ff", "#5ec8f2", "#e5532d", "#a3c644"];
 const MOST_LETTERS = 60;
 
 export function colourOf(at) {

@@ -40,6 +40,9 @@ export function listenToMouse(picture, labeling) {
     held = null;
     labeling.cancel();
   });
+  addEventListener("keydown", ({ key }) => {
+    if (key === "Escape") held = null;
+  });
   picture.addEventListener("pointerleave", () => labeling.leave());
   picture.addEventListener(
     "wheel",

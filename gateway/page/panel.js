@@ -20,9 +20,9 @@ export function showLabels(list, labeling) {
     names.map((name, index) => {
       const choose = { type: "radio", name: "label", checked: index === at, onchange: () => labeling.useLabel(index), "data-focus": `label ${name}` };
       const row = element("label", {}, element("input", choose), swatch(index), name);
-      if (index < 9) row.append(element("kbd", { ariaHidden: "true" }, `${index + 1}`));
+      if (index < 9) row.append(element("kbd", { "aria-hidden": "true" }, `${index + 1}`));
       if (inUse.has(name) || names.length === 1) return row;
-      const remove = { type: "button", ariaLabel: `Remove the label ${name}`, onclick: () => labeling.removeLabel(index) };
+      const remove = { type: "button", "aria-label": `Remove the label ${name}`, onclick: () => labeling.removeLabel(index) };
       return element("div", { className: "row" }, row, element("button", remove, "×"));
     }),
   );
@@ -34,14 +34,14 @@ export function showObjects(list, labeling) {
   refill(list, about, () =>
     about.map(([id, label, colour, isCurrent], at) => {
       const select = { type: "button", className: "name", onclick: () => labeling.session.select(id), "data-focus": `object ${id}`, "aria-current": `${isCurrent}` };
-      const remove = { type: "button", ariaLabel: `Remove object ${at + 1}`, onclick: () => labeling.session.remove(id) };
+      const remove = { type: "button", "aria-label": `Remove object ${at + 1}`, onclick: () => labeling.session.remove(id) };
       return element("li", {}, swatch(colour), element("button", select, `${at + 1}. ${label}`), element("button", remove, "×"));
     }),
   );
 }
 
 function swatch(at) {
-  const made = element("span", { className: "swatch", ariaHidden: "true" });
+  const made = element("span", { className: "swatch", "aria-hidden": "true" });
   made.style.background = colourOf(at);
   return made;
 }

@@ -50,6 +50,12 @@ def describe(mask):
     }
 
 
+def test_every_module_finds_what_it_imports(modules):
+    """To the point where `main.js`, which imports them all, looks for the page."""
+    script = "return import('./main.js').catch((error) => error.message)"
+    assert modules.run('"./labeling.js"', script) == "document is not defined"
+
+
 def test_run_lengths_are_those_of_pycocotools(modules):
     masks = [blobs(seed) for seed in range(12)]
     masks += [np.ones((7, 5), np.uint8), np.eye(6, dtype=np.uint8), blobs(3, (1, 300)), blobs(4, (300, 1))]

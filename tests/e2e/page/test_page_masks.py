@@ -19,6 +19,7 @@ def photo_key(services):
 
 def painted(page, before, after, mask):
     """The shares of pixels well inside and well outside a mask that are other than before."""
+    (left, top), (right, bottom) = page.place(0, 0), page.place(*page.size)
     kernel = np.ones((15, 15), np.uint8)
     inside = cv2.erode(mask.astype(np.uint8), kernel) > 0
     outside = cv2.dilate(mask.astype(np.uint8), kernel) == 0
@@ -27,8 +28,9 @@ def painted(page, before, after, mask):
     for part in (inside, outside):
         rows, columns = np.nonzero(part)
         at = np.random.default_rng(0).choice(len(rows), 2000)
-        places = [page.place(x + 0.5, y + 0.5) for x, y in zip(columns[at], rows[at], strict=True)]
-        shares.append(np.mean([difference[int(y), int(x)] > CHANGED for x, y in places]))
+        x = left + (right - left) * (columns[at] + 0.5) / page.size[0]
+        y = top + (bottom - top) * (rows[at] + 0.5) / page.size[1]
+        shares.append(np.mean(difference[y.astype(int), x.astype(int)] > CHANGED))
     return shares
 
 
@@ -84,14 +86,27 @@ def test_box_is_drawn_by_dragging(opened, services, photo_key):
     assert area == pytest.approx(expected.area_px, rel=0.03)  # a box is drawn to the pixel of the screen
 
 
+def test_box_that_was_thought_better_of_asks_nobody(opened):
+    before = opened.pixels()
+    opened.hover(372, 74)
+    opened.page.mouse.down()
+    opened.page.mouse.move(*opened.place(566, 510), steps=4)
+    assert not np.array_equal(opened.pixels(), before)
+    opened.page.keyboard.press("Escape")
+    opened.page.keyboard.press("p")
+    opened.page.mouse.up()
+    opened.page.wait_for_timeout(300)
+    assert np.array_equal(opened.pixels(), before)
+    assert opened.page.locator("#objects li").count() == 0
+
+
 def test_run_lengths_are_read_as_pycocotools_reads_them(opened, services, photo_key):
     script = "async ([rle, box]) => [...(await import('/assets/rle.js')).drawRuns(rle, box, 1)]"
     masks = services.predict(photo_key, points=[HEAD], selection="all")
     for mask in [*masks, *services.predict(photo_key, box=BOX)]:
-        width, height = mask.to_array().shape[::-1]
-        for x0, y0, x1, y1 in ((0, 0, width, height), tuple(map(int, mask.box))):
-            drawn = opened.page.evaluate(script, [mask.rle, [x0, y0, x1, y1]])
-            assert np.array_equal(np.array(drawn).reshape(y1 - y0, x1 - x0) > 0, mask.to_array()[y0:y1, x0:x1])
+        x0, y0, x1, y1 = map(int, mask.box)
+        drawn = opened.page.evaluate(script, [mask.rle, [x0, y0, x1, y1]])
+        assert np.array_equal(np.array(drawn).reshape(y1 - y0, x1 - x0) > 0, mask.to_array()[y0:y1, x0:x1])
 
 
 def test_fast_mouse_never_queues(browser, page_stack, photo_size):
