@@ -17,7 +17,8 @@ export class Gateway {
    */
   constructor(token, login) {
     this.token = token;
-    this._login = login;
+    this._askForToken = login;
+    this._loggingIn = null;
   }
 
   /**
@@ -57,8 +58,16 @@ export class Gateway {
     }
     const answer = await response.json().catch(() => null);
     if (response.ok && answer !== null) return answer;
-    if (response.status === 401 && (await this._login(refusal(answer).message))) return this._call(path, body, type);
+    if (response.status === 401 && (await this._logIn(refusal(answer).message))) return this._call(path, body, type);
     throw refusal(answer, `The gateway answered with status ${response.status}; try again in a moment.`);
+  }
+
+  /** Whoever is refused meanwhile waits for the same token. */
+  _logIn(message) {
+    this._loggingIn ??= this._askForToken(message).finally(() => {
+      this._loggingIn = null;
+    });
+    return this._loggingIn;
   }
 }
 

@@ -10,6 +10,7 @@
  * @property {string} [says]
  */
 
+const CROSS = "Move the cross; with Shift, far";
 /** @type {Binding[]} */
 export const BINDINGS = [
   { keys: ["o"], action: "chooseFile", shown: "O", says: "Open an image; dropping or pasting one does, too" },
@@ -30,7 +31,7 @@ export const BINDINGS = [
   { keys: ["-"], action: "zoom", arguments: [0.8] },
   { keys: ["0"], action: "fit", shown: "0", says: "Show the whole image" },
   { keys: ["p"], action: "togglePreview", shown: "P", says: "Preview under the mouse: on or off" },
-  { keys: ["ArrowLeft"], action: "moveCross", arguments: [-2, 0], onPicture: true, shown: "Arrows", says: "Move the cross; with Shift, far" },
+  { keys: ["ArrowLeft"], action: "moveCross", arguments: [-2, 0], onPicture: true, shown: "Arrows", says: CROSS },
   { keys: ["ArrowRight"], action: "moveCross", arguments: [2, 0], onPicture: true },
   { keys: ["ArrowUp"], action: "moveCross", arguments: [0, -2], onPicture: true },
   { keys: ["ArrowDown"], action: "moveCross", arguments: [0, 2], onPicture: true },
@@ -38,9 +39,9 @@ export const BINDINGS = [
   { keys: ["Shift+ArrowRight"], action: "moveCross", arguments: [24, 0], onPicture: true },
   { keys: ["Shift+ArrowUp"], action: "moveCross", arguments: [0, -24], onPicture: true },
   { keys: ["Shift+ArrowDown"], action: "moveCross", arguments: [0, 24], onPicture: true },
-  { keys: [" "], action: "clickCross", arguments: [1], onPicture: true, shown: "Space", says: "The cross is on the object" },
-  { keys: ["x"], action: "clickCross", arguments: [0], onPicture: true, shown: "X", says: "The cross is not on the object" },
-  { keys: ["b"], action: "cornerCross", onPicture: true, shown: "B, twice", says: "A box from one place of the cross to the other" },
+  { keys: [" "], action: "clickCross", arguments: [1], onPicture: true, shown: "Space", says: "It is on the object" },
+  { keys: ["x"], action: "clickCross", arguments: [0], onPicture: true, shown: "X", says: "It is not on the object" },
+  { keys: ["b"], action: "cornerCross", onPicture: true, shown: "B, twice", says: "A box from where it is to where it is then" },
   { keys: ["Escape"], action: "cancel", shown: "Escape", says: "Forget the box that is being drawn" },
   { keys: ["s"], action: "saveCoco", arguments: ["rle"], shown: "S", says: "Save as COCO with run lengths" },
   { keys: ["?"], action: "showHelp", shown: "?", says: "This help" },

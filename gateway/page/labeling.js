@@ -78,7 +78,7 @@ export class Labeling {
         came: (mask) => this._previewed(mask),
         failed: (error) => {
           if (error.reason === "EMBEDDING_EXPIRED" && picture.mayReopen) this._begin(picture, picture.reopen());
-          else this._told.failed(error);
+          else this._told.timed(error.message); // of what matters, the next click will tell
         },
       });
     } catch (error) {
@@ -151,7 +151,6 @@ export class Labeling {
   }
 
   _previewed(mask) {
-    this._told.failed(null);
     this._told.timed(`Preview: ${Math.round(mask.ms)} ms in the gateway`);
     this._drawn = { ...this._drawn, preview: mask };
     this.stage.draw();
@@ -225,6 +224,7 @@ export class Labeling {
   _changed() {
     if (!isEmpty(this.session.prompt)) this._stopPreview();
     this.answers.follow(this.session.objects);
+    this.labels.hold(this.session.objects.map(({ label }) => label));
     this._told.changed();
     this.stage.draw();
   }

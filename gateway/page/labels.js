@@ -5,7 +5,7 @@ const COLOURS = ["#1f83ff", "#e0489b", "#f2dd3c", "#00b890", "#ff9d1e", "#8e63ff
 const MOST_LETTERS = 60;
 
 export function colourOf(at) {
-  return COLOURS[at % COLOURS.length] ?? COLOURS[0];
+  return COLOURS[at % COLOURS.length];
 }
 
 export class Labels {
@@ -34,6 +34,14 @@ export class Labels {
     if (!this.names.includes(name)) this.names.push(name);
     this._keep();
     return this.choose(this.names.indexOf(name));
+  }
+
+  /** See to it that these are there: undo may bring back an object whose label was removed meanwhile. */
+  hold(names) {
+    const lost = names.filter((name, at) => !this.names.includes(name) && names.indexOf(name) === at);
+    if (lost.length === 0) return;
+    this.names.push(...lost);
+    this._keep();
   }
 
   remove(at) {

@@ -41,10 +41,12 @@ async function saveAs(write) {
     failed(new Refused("A mask is still on its way: save again in a moment.", "WAIT"));
     return;
   }
-  const { name, content } = await write(labeling.masks());
+  const masks = labeling.masks();
+  const { name, content } = await write(masks);
   save(content, name);
   labeling.session.saved();
-  show("status", `Saved as ${name}.`);
+  const others = labeling.session.objects.length - masks.length;
+  show("status", `Saved as ${name}${others ? `, without ${others} for which no mask has come` : ""}.`);
 }
 
 function askForToken(message) {
@@ -120,7 +122,10 @@ $("add-label").addEventListener("submit", (event) => {
 });
 
 $("help-rows").append(
-  ...HELP.map(([keys, says]) => element("tr", {}, element("th", { scope: "row" }, element("kbd", {}, keys)), element("td", {}, says))),
+  ...HELP.map(([keys, says]) => {
+    const head = element("th", { scope: "row" }, element("kbd", {}, keys));
+    return element("tr", {}, head, element("td", {}, says));
+  }),
 );
 takeFiles($("file"), $("stage"), (file) => labeling.open(file));
 listenToMouse($("marks"), labeling);

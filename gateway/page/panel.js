@@ -18,7 +18,13 @@ export function showLabels(list, labeling) {
   const inUse = new Set(labeling.session.objects.map(({ label }) => label));
   refill(list, [names, at, [...inUse]], () =>
     names.map((name, index) => {
-      const choose = { type: "radio", name: "label", checked: index === at, onchange: () => labeling.useLabel(index), "data-focus": `label ${name}` };
+      const choose = {
+        type: "radio",
+        name: "label",
+        checked: index === at,
+        onchange: () => labeling.useLabel(index),
+        "data-focus": `label ${name}`,
+      };
       const row = element("label", {}, element("input", choose), swatch(index), name);
       if (index < 9) row.append(element("kbd", { "aria-hidden": "true" }, `${index + 1}`));
       if (inUse.has(name) || names.length === 1) return row;
@@ -33,7 +39,13 @@ export function showObjects(list, labeling) {
   const about = objects.map(({ id, label }) => [id, label, labeling.labels.names.indexOf(label), id === current?.id]);
   refill(list, about, () =>
     about.map(([id, label, colour, isCurrent], at) => {
-      const select = { type: "button", className: "name", onclick: () => labeling.session.select(id), "data-focus": `object ${id}`, "aria-current": `${isCurrent}` };
+      const select = {
+        type: "button",
+        className: "name",
+        onclick: () => labeling.session.select(id),
+        "aria-current": `${isCurrent}`,
+        "data-focus": `object ${id}`,
+      };
       const remove = { type: "button", "aria-label": `Remove object ${at + 1}`, onclick: () => labeling.session.remove(id) };
       return element("li", {}, swatch(colour), element("button", select, `${at + 1}. ${label}`), element("button", remove, "×"));
     }),
@@ -49,8 +61,9 @@ function swatch(at) {
 function refill(list, about, make) {
   const shown = JSON.stringify(about);
   if (list.dataset.shown === shown) return;
-  const focus = list.contains(document.activeElement) ? document.activeElement.getAttribute("data-focus") : undefined;
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  const name = focused?.getAttribute("data-focus") ?? "";
   list.replaceChildren(...make());
   list.dataset.shown = shown;
-  if (focus !== undefined) (list.querySelector(`[data-focus="${CSS.escape(focus ?? "")}"]`) ?? list.querySelector("button, input"))?.focus();
+  if (focused) (list.querySelector(`[data-focus="${CSS.escape(name)}"]`) ?? list.querySelector("button, input"))?.focus();
 }

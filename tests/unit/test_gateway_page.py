@@ -232,8 +232,9 @@ def test_labels_are_kept_and_never_none(modules):
     const chosen = labels.chosen;
     labels.remove(0); labels.remove(1); labels.remove(0);
     const again = new Labels(storage).names;
+    labels.hold(["hen", "bowl", "bowl"]);
     return [empty, chosen, labels.names, again, ["{", "[]", "[1]", "null"].map((text) => {
       kept["splitsam.labels"] = text; return new Labels(storage).names; })]"""
     empty, chosen, names, again, odd = modules.run('{ Labels } from "./labels.js"', script)
-    assert (empty, chosen, names, again) == (False, "hen", ["hen"], ["hen"])
+    assert (empty, chosen, names, again) == (False, "hen", ["hen", "bowl"], ["hen"])
     assert odd == [["object"]] * 4
