@@ -34,7 +34,7 @@ test-tools: setup $(TOOLS:%=.tools/%/.installed) ## The gateway against Label St
 	$(BIN)/pytest -m tools tests/e2e/tools
 
 test-page: setup .venv/.page ## The labeling page in a headless Chromium, which has to be installed already
-	$(BIN)/pytest -m page tests/e2e/page
+	$(BIN)/pytest -m page tests/e2e/web
 
 test-memory: setup ## A decoder's memory over 100,000 clicks on 5,000 images; an hour or more
 	$(BIN)/pytest tests/e2e/test_click_memory.py --memory-clicks 100000 --memory-images 5000

@@ -1,4 +1,4 @@
-"""The labeling page's files, as the gateway serves them; tests/e2e/page uses them in a browser."""
+"""The labeling page's files, as the gateway serves them; tests/e2e/web uses them in a browser."""
 
 import re
 from pathlib import Path

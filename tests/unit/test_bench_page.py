@@ -1,4 +1,4 @@
-"""The rows of the page's benchmark become a table; tests/e2e/page runs it in a browser."""
+"""The rows of the page's benchmark become a table; tests/e2e/web runs it in a browser."""
 
 from bench.page.rows import Row
 from bench.page.tables import build_tables
