@@ -11,7 +11,7 @@ PACKAGES := $(addprefix splitsam.,$(TYPED))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup demo up test test-long test-tools test-memory fuzz lint check-deploy sbom format wheel evaluate clean
+.PHONY: help setup demo up test test-long test-tools test-page test-memory fuzz lint check-deploy sbom format wheel evaluate clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,13 +25,16 @@ up: setup ## Redis and both services, left running until Ctrl-C
 	$(BIN)/splitsam up
 
 test: setup ## Unit and end-to-end tests, on the CPU
-	$(BIN)/pytest -m "not long and not tools"
+	$(BIN)/pytest -m "not long and not tools and not page"
 
 test-long: setup ## Tests that take minutes: whole-model parity
 	$(BIN)/pytest -m long
 
 test-tools: setup $(TOOLS:%=.tools/%/.installed) ## The gateway against Label Studio, inference-sdk and osam, in environments of their own
 	$(BIN)/pytest -m tools tests/e2e/tools
+
+test-page: setup .venv/.page ## The labeling page in a headless Chromium, which has to be installed already
+	$(BIN)/pytest -m page tests/e2e/web
 
 test-memory: setup ## A decoder's memory over 100,000 clicks on 5,000 images; an hour or more
 	$(BIN)/pytest tests/e2e/test_click_memory.py --memory-clicks 100000 --memory-images 5000
@@ -86,6 +89,10 @@ clean: ## Remove what these targets made
 	$(PYTHON) -m venv .tools/osam
 	.tools/osam/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	.tools/osam/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/.page: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,page]'
 	@touch $@
 
 # Where there is no wheel of atheris nothing is installed, and inputs come from the seed alone.

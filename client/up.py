@@ -87,7 +87,9 @@ def addresses(stack: Stack) -> str:
 
 
 def _gateway(stack: Stack) -> str:
-    return "" if stack.settings.gateway_port is None else f"\n  gateway     {stack.gateway}/docs"
+    if stack.settings.gateway_port is None:
+        return ""
+    return f"\n  gateway     {stack.gateway:<22} a page to label on; /docs for programs"
 
 
 def _described(info: DeploymentInfo) -> str:

@@ -10,7 +10,18 @@ from starlette.middleware.cors import CORSMiddleware
 
 from splitsam.common.auth import Authenticator
 from splitsam.common.listeners import is_loopback
-from splitsam.gateway import documents, error_forms, images, label_studio, masks, osam, pointer, roboflow, status
+from splitsam.gateway import (
+    documents,
+    error_forms,
+    images,
+    label_studio,
+    labeling_page,
+    masks,
+    osam,
+    pointer,
+    roboflow,
+    status,
+)
 from splitsam.gateway.access import Access
 from splitsam.gateway.bodies import json_limit
 from splitsam.gateway.encode_ahead import EncodeAhead
@@ -22,7 +33,7 @@ from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.observed import BodyLimits, Observed
 from splitsam.gateway.settings import GatewaySettings
 
-_MODULES = (images, masks, pointer, status, label_studio, roboflow, osam, documents)
+_MODULES = (images, masks, pointer, status, label_studio, roboflow, osam, documents, labeling_page)
 _DESCRIPTION = """Coordinates are pixels (x, y) of the upright image, (0, 0) its top left corner.
 
 A WebSocket at /v1/pointer is for a pointer that hovers. Its first message is {"key"} with what else MasksRequest has of

@@ -45,6 +45,8 @@ def test_wheel_installs_only_splitsam_and_its_command(tmp_path):
     assert {path.name for path in installed.iterdir()} - {"__pycache__"} == folders.keys()
     for name, folder in folders.items():
         assert modules(installed / name) == modules(ROOT / folder)
+    page = {path.name for path in (ROOT / "gateway" / "page").iterdir()}
+    assert {path.name for path in (installed / "gateway" / "page").iterdir()} == page
     for name in ("encoder", "decoder", "types"):
         assert (installed / "v1" / f"{name}_pb2.py").is_file()
         assert (installed / "v1" / f"{name}.proto").is_file()

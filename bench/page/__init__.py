@@ -1,0 +1,1 @@
+"""The labeling page in a real browser."""
