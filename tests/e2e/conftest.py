@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from e2e_support import Caller, draw, image_file
+from e2e_support import TOKENS, Caller, draw, image_file
 from example_support import prepare_go, prepare_node
 from safetensors.torch import save_file
 
@@ -10,8 +10,6 @@ from splitsam.client import Client
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.common.architectures import ARCHITECTURES, build_sam
 from splitsam.v1 import encoder_pb2
-
-TOKENS = {"alpha": "alpha-token-0123456789", "beta": "beta-token-9876543210"}
 
 
 def _write_weights(path, seed):

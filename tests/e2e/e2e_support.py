@@ -33,6 +33,7 @@ from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, pack_
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 FOREGROUND, BACKGROUND = decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_LABEL_BACKGROUND
+TOKENS = {"alpha": "alpha-token-0123456789", "beta": "beta-token-9876543210"}
 COMMAND = shutil.which("splitsam", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 DEADLINE_S = 60.0
 _POLL_S = 0.01

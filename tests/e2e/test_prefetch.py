@@ -4,8 +4,7 @@ import asyncio
 
 import grpc
 import pytest
-from conftest import TOKENS
-from e2e_support import DEADLINE_S, draw, image_file, metric, refusal, wait_until
+from e2e_support import DEADLINE_S, TOKENS, draw, image_file, metric, refusal, wait_until
 
 from splitsam.client import AsyncClient, Client
 from splitsam.v1 import decoder_pb2 as pb
