@@ -14,7 +14,6 @@ from google.protobuf.message import DecodeError
 from splitsam.common.auth import Authenticator
 from splitsam.common.calls import Call
 from splitsam.common.errors import InvalidArgument, NotReady, ServiceError
-from splitsam.common.loop_lag import LoopLag
 from splitsam.common.metrics import Metrics
 from splitsam.common.observed import Observed, RunningCalls
 from splitsam.common.quotas import Quotas
@@ -41,7 +40,6 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         authenticator: Authenticator,
         uploads: UploadBudget,
         quotas: Quotas,
-        lag: LoopLag,
         metrics: Metrics,
         is_ready: Callable[[], bool],
         check_room: Callable[[str, str], None],
@@ -49,7 +47,6 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._authenticator = authenticator
         self._uploads = uploads
         self._quotas = quotas
-        self._lag = lag
         self._metrics = metrics
         self._is_ready = is_ready
         self._check_room = check_room
@@ -78,7 +75,6 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
             if is_ours:
                 self._quotas.check(call.tenant)
-                self._lag.check()
                 self._check_room(details.method.rpartition("/")[2], call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)

@@ -1,40 +1,20 @@
-"""How late the event loop is.
-
-Where answering costs the interpreter more than computing costs the device, requests pile up in front of the queue that
-admission watches: each step of each of them waits for a turn.
-"""
+"""How late the event loop is, for whoever watches: where answering costs the interpreter more than computing costs the
+device, calls wait for turns of the loop, and no queue of ours shows it."""
 
 import asyncio
 
-from splitsam.common.errors import QueueFull
 from splitsam.common.metrics import Metrics
 
-# A request takes some ten turns of the loop.
-MOST_LATE_S = 0.25
 _PERIOD_S = 0.05
 _SHARE = 0.2
-_RETRY_S = 1.0
 
 
-class LoopLag:
-    """Smoothed over about a quarter of a second, so that one long step is not taken for too much work."""
-
-    def __init__(self, metrics: Metrics):
-        self._gauge = metrics.loop_lag_seconds
-        self._late_s = 0.0
-
-    async def watch(self, ready: asyncio.Event) -> None:
-        """Measure until cancelled, but not how late loading makes the loop."""
-        await ready.wait()
-        loop = asyncio.get_running_loop()
-        while True:
-            due_s = loop.time() + _PERIOD_S
-            await asyncio.sleep(_PERIOD_S)
-            self._late_s += _SHARE * (loop.time() - due_s - self._late_s)
-            self._gauge.set(self._late_s)
-
-    def check(self) -> None:
-        """Raises QueueFull while new calls would only make all others later."""
-        if self._late_s > MOST_LATE_S:
-            message = f"more calls are running than this process can answer; it is {self._late_s:.2f} s behind"
-            raise QueueFull(message, retry_delay_s=_RETRY_S)
+async def watch_loop_lag(metrics: Metrics, ready: asyncio.Event) -> None:
+    """Measure until cancelled, smoothed over about a quarter of a second; not how late loading makes the loop."""
+    await ready.wait()
+    loop, late_s = asyncio.get_running_loop(), 0.0
+    while True:
+        due_s = loop.time() + _PERIOD_S
+        await asyncio.sleep(_PERIOD_S)
+        late_s += _SHARE * (loop.time() - due_s - late_s)
+        metrics.loop_lag_seconds.set(late_s)

@@ -20,7 +20,7 @@ from splitsam.common.errors import DeviceLost
 from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.listeners import channel_options, listening
 from splitsam.common.logs import configure_logs
-from splitsam.common.loop_lag import LoopLag
+from splitsam.common.loop_lag import watch_loop_lag
 from splitsam.common.metrics import Metrics
 from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ProcessSettings, ServiceSettings
@@ -70,12 +70,10 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
-    lag = LoopLag(metrics)
     interceptor = ServiceInterceptor(
         Authenticator.from_file(settings.tokens_file),
         UploadBudget(settings, metrics),
         Quotas.from_settings(settings),
-        lag,
         metrics,
         ready.is_set,
         service.check_room,
@@ -91,7 +89,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         reflection.enable_server_reflection((service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     async with listening(settings, server, checks, metrics) as port:
         log.info("listening", extra={"address": f"{settings.host}:{port}", "service": service.full_name})
-        watching = asyncio.create_task(lag.watch(ready))
+        watching = asyncio.create_task(watch_loop_lag(metrics, ready))
         try:
             if await _until_open(service, stop):
                 # What is here to stay, above all PyTorch's modules, no longer costs a pause to look through.

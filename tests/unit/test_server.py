@@ -19,7 +19,6 @@ from redis_process import free_port
 
 from bench.fuzz.frames import exchange, start_call
 from splitsam.common.errors import CheckpointError, DeviceLost
-from splitsam.common.loop_lag import MOST_LATE_S
 from splitsam.common.metrics import STATES, Metrics
 from splitsam.common.process import run_service
 from splitsam.common.settings import SettingsProblem
@@ -100,32 +99,17 @@ async def test_a_call_while_loading_is_unavailable_and_says_when_to_retry(probe:
         assert (await server.stub.EncodeImage(request())).cache_hit
 
 
-async def test_calls_are_refused_while_the_event_loop_is_behind(probe: Probe, metrics: Metrics):
-    async def keep_busy():
-        while True:
-            time.sleep(2 * MOST_LATE_S)  # noqa: ASYNC251 (that is what puts it behind)
-            await asyncio.sleep(0)
+async def test_a_late_event_loop_is_a_metric(probe: Probe, metrics: Metrics):
+    def lateness_s() -> float:
+        return metrics.registry.get_sample_value("splitsam_event_loop_lag_seconds")
 
-    def is_behind() -> bool:
-        return metrics.registry.get_sample_value("splitsam_event_loop_lag_seconds") > MOST_LATE_S
-
-    async with running(probe, metrics) as server:
-        assert (await server.stub.EncodeImage(request())).cache_hit
-        work = asyncio.create_task(keep_busy())
+    async with running(probe, metrics):
         async with asyncio.timeout(60):
-            while not is_behind():  # noqa: ASYNC110 (a gauge has no event)
+            while lateness_s() < 0.1:
+                time.sleep(0.3)  # noqa: ASYNC251 (that is what makes it late)
                 await asyncio.sleep(0)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await server.stub.EncodeImage(request())
-        work.cancel()
-        error = caught.value
-        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "s behind" in error.details()
-        assert int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) == 1000
-        async with asyncio.timeout(60):
-            while is_behind():  # noqa: ASYNC110
+            while lateness_s() > 0.1:  # noqa: ASYNC110 (a gauge has no event)
                 await asyncio.sleep(0.01)
-        assert (await server.stub.EncodeImage(request())).cache_hit
 
 
 async def test_a_signal_lets_the_running_call_finish_then_closes_the_service(probe: Probe, metrics: Metrics):
