@@ -152,8 +152,8 @@ def test_unknown_image_is_to_be_opened_again(gateway):
     assert "open it again" in answer.error["message"]
 
 
-def test_key_of_another_tenant_is_unknown(gateway, beta, photo):
-    key = beta.encode(photo).embedding.embedding_key
+def test_key_of_another_tenant_is_unknown(gateway, beta):
+    key = beta.encode(image_file(draw(710))).embedding.embedding_key
     answer = gateway.call("/v1/masks", {"key": key, "points": [[1, 1]]})
     assert answer.error["reason"] == "EMBEDDING_EXPIRED"
 
