@@ -188,9 +188,12 @@ class Predictor:
         self, tenant: str, header: RecordHeader, answer: PromptLogits, masks: tuple[Mask, ...]
     ) -> tuple[Mask, ...]:
         """The masks with refinement tokens, or without where the cache cannot keep their logits."""
+        logits = answer.logits
+        if logits.device.type != "cpu":  # of a GPU without our kernels, whose logits stay where masks are cut from them
+            logits = await asyncio.to_thread(logits.cpu)
 
         async def keep(mask: Mask, index: int) -> Mask:
-            token = await self._refinements.save(tenant, header, mask.mask_index, answer.logits[index])
+            token = await self._refinements.save(tenant, header, mask.mask_index, logits[index])
             return dataclasses.replace(mask, refinement_token=token)
 
         try:
