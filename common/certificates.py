@@ -6,15 +6,14 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from prometheus_client import Counter, Gauge
 
+from splitsam.common.metrics import ProcessMetrics
 from splitsam.common.settings import ProcessSettings, SettingsProblem
 
 log = logging.getLogger("splitsam.certificates")
@@ -71,13 +70,6 @@ def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
         raise BadCertificate(f"the {what} is not a PEM file of certificates") from error
 
 
-class CertificateMetrics(Protocol):
-    """Where a server counts what becomes of changed certificates, and says until when the one in use is valid."""
-
-    certificate_reloads: Counter
-    certificate_expiry: Gauge
-
-
 class ServerCertificate:
     """The identity in use and the files it came from.
 
@@ -85,7 +77,7 @@ class ServerCertificate:
         SettingsProblem: the files are missing or bad; only later, when there is one to keep, bad ones are refused.
     """
 
-    def __init__(self, chain: Path, key: Path, client_ca: Path | None, metrics: CertificateMetrics):
+    def __init__(self, chain: Path, key: Path, client_ca: Path | None, metrics: ProcessMetrics):
         self._files = (chain, key, client_ca)
         self._metrics = metrics
         try:
@@ -100,7 +92,7 @@ class ServerCertificate:
         self._fresh: collections.deque[grpc.ServerCertificateConfiguration] = collections.deque(maxlen=1)
 
     @classmethod
-    def of(cls, settings: ProcessSettings, metrics: CertificateMetrics) -> "ServerCertificate | None":
+    def of(cls, settings: ProcessSettings, metrics: ProcessMetrics) -> "ServerCertificate | None":
         """What the settings name; None for no TLS."""
         if settings.tls_cert_file is None or settings.tls_key_file is None:
             return None

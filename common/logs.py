@@ -41,7 +41,7 @@ def configure_logs(*, log_format: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Nobody reads where a line was logged from, and finding it out is half its cost (Python's logging HOWTO).
+    # Nobody reads where a line was logged from, and finding it out costs (Python's logging HOWTO, on optimization).
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 

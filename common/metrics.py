@@ -1,4 +1,5 @@
-"""The Prometheus metrics of a service; names and meanings are part of its interface."""
+"""The Prometheus metrics of the services, and what those of every process that serves have; names and meanings are
+part of their interface."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
@@ -7,12 +8,37 @@ STATES = ("loading", "serving", "draining")
 _FILL = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Metrics:
+class ProcessMetrics:
     """One registry per process, handed to whoever measures."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.certificate_reloads = Counter(
+            "splitsam_certificate_reloads",
+            "Changed certificates by what became of them: taken, or refused",
+            ["result"],
+            registry=self.registry,
+        )
+        self.certificate_expiry = Gauge(
+            "splitsam_certificate_expiry_seconds",
+            "Until when the certificate in use is valid, in Unix time; 0 without TLS",
+            registry=self.registry,
+        )
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer scrapes on http://host:port/metrics from a thread of its own."""
+        start_http_server(port, addr=host, registry=self.registry)
+
+    def seconds(self, name: str, meaning: str, labels: list[str]) -> Histogram:
+        return Histogram(name, f"{meaning}, in seconds", labels, buckets=_SECONDS, registry=self.registry)
+
+
+class Metrics(ProcessMetrics):
+    """Those of a service."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._state = Gauge(
             "splitsam_state",
             "1 for what the process is at: loading, serving or draining",
@@ -40,9 +66,9 @@ class Metrics:
             ["method", "reason"],
             registry=self.registry,
         )
-        self.request_seconds = self._seconds("splitsam_request_seconds", "RPC time in the server", ["method"])
-        self.queue_seconds = self._seconds("splitsam_queue_seconds", "Wait for a place in a batch", ["batcher"])
-        self.model_seconds = self._seconds("splitsam_model_seconds", "Model time of a batch", ["batcher"])
+        self.request_seconds = self.seconds("splitsam_request_seconds", "RPC time in the server", ["method"])
+        self.queue_seconds = self.seconds("splitsam_queue_seconds", "Wait for a place in a batch", ["batcher"])
+        self.model_seconds = self.seconds("splitsam_model_seconds", "Model time of a batch", ["batcher"])
         self.batch_fill = Histogram(
             "splitsam_batch_fill",
             "Work units in a batch: images of the encoder, prompts of the decoder",
@@ -77,15 +103,15 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
-        self.cache_seconds = self._seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
+        self.cache_seconds = self.seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
         self.device_errors = Counter(
             "splitsam_device_errors",
             "Failures of the device: out_of_memory, survived, and lost, which ends the process",
             ["kind"],
             registry=self.registry,
         )
-        self.decode_seconds = self._seconds("splitsam_image_decode_seconds", "Decoding and resizing an image", [])
-        self.format_seconds = self._seconds("splitsam_mask_format_seconds", "Masks to the formats asked for", [])
+        self.decode_seconds = self.seconds("splitsam_image_decode_seconds", "Decoding and resizing an image", [])
+        self.format_seconds = self.seconds("splitsam_mask_format_seconds", "Masks to the formats asked for", [])
         self.memory_bytes = Gauge(
             "splitsam_resident_bytes", "Bytes of records kept in memory", ["kind"], registry=self.registry
         )
@@ -97,26 +123,8 @@ class Metrics:
         self.upload_bytes = Gauge(
             "splitsam_upload_bytes", "Bytes of requests being read or in work", registry=self.registry
         )
-        self.certificate_reloads = Counter(
-            "splitsam_certificate_reloads",
-            "Changed certificates by what became of them: taken, or refused",
-            ["result"],
-            registry=self.registry,
-        )
-        self.certificate_expiry = Gauge(
-            "splitsam_certificate_expiry_seconds",
-            "Until when the certificate in use is valid, in Unix time; 0 without TLS",
-            registry=self.registry,
-        )
 
     def enter(self, state: str) -> None:
         """Say what the process is at, one of STATES."""
         for each in STATES:
             self._state.labels(each).set(each == state)
-
-    def serve(self, host: str, port: int) -> None:
-        """Answer scrapes on http://host:port/metrics from a thread of its own."""
-        start_http_server(port, addr=host, registry=self.registry)
-
-    def _seconds(self, name: str, meaning: str, labels: list[str]) -> Histogram:
-        return Histogram(name, f"{meaning}, in seconds", labels, buckets=_SECONDS, registry=self.registry)

@@ -11,7 +11,7 @@ async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, Result]]) ->
     """All results in order; when one fails the others are cancelled, and its own exception is raised."""
     todo = list(coroutines)
     if len(todo) == 1:
-        return [await todo[0]]  # most requests have one image with one prompt, and a task costs 50 us
+        return [await todo[0]]  # most requests have one image with one prompt
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in todo]

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class MaskDownscaling:
     """`PromptEncoder.mask_downscaling` of segment_anything: each convolution as one product, channels last.
 
-    Its kernels are as wide as their strides, so their patches do not overlap; as modules the layers are three times the
-    launches, most of them of the two LayerNorm2d.
+    Its kernels are as wide as their strides, so their patches do not overlap. As modules the layers are more launches,
+    most of them of the two LayerNorm2d.
 
     Args:
         layers: convolution of 2 x 2, LayerNorm2d, GELU, the same again, convolution of 1 x 1.
@@ -24,10 +24,11 @@ class MaskDownscaling:
     def __call__(self, masks: Tensor) -> Tensor:
         """[M, 1, 256, 256] logits of any floating dtype to [M, 4096, 256] float32."""
         x = masks.float()[:, 0, :, :, None]
-        for (weight, bias), (scale, shift, eps) in zip(self._convolutions, self._norms, strict=False):
+        *strided, last = self._convolutions
+        for (weight, bias), (scale, shift, eps) in zip(strided, self._norms, strict=True):
             x = F.linear(_patches(x), weight, bias)
             x = F.gelu(F.layer_norm(x, scale.shape, scale, shift, eps))
-        return F.linear(x, *self._convolutions[2]).flatten(1, 2)
+        return F.linear(x, *last).flatten(1, 2)
 
 
 def _patches(x: Tensor) -> Tensor:

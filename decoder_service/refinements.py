@@ -45,7 +45,8 @@ class RefinementStore:
         """
         address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
         header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
-        kept = to_fp16(logits).clone()  # a view would keep the whole batch alive
+        # A view would keep the whole batch alive.
+        kept = logits.clone() if logits.dtype == torch.float16 else to_fp16(logits)
         await self._cache.put(header, kept[None], ttl_s=self._ttl_s)
         self._remember(address, kept)
         return address.key.hex()
