@@ -9,8 +9,9 @@ A document says where the tables of a benchmark go and which rows they hold, by 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.commit import ROOT
 from bench.row_file import RESULTS, Row, read_rows, select_rows
@@ -31,6 +32,19 @@ def write_sections(document: str, benchmark: str, build: Callable[[str], str]) -
         return f"<!-- {benchmark}: {filters} -->\n\n{build(filters)}\n<!-- end of {benchmark} -->\n"
 
     return pattern.sub(section, document)
+
+
+def build_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]], rows: Iterable[Any]) -> str:
+    """A table in Markdown, under a title, with the commands below that its rows come from.
+
+    Args:
+        lines: cells, as many as columns.
+        rows: of a benchmark, which keep their command and commit.
+    """
+    table = [" | ".join(columns), *(" | ".join(cells) for cells in lines)]
+    heading, *body = (f"| {line} |" for line in table)
+    commands = [f"`{command}` at {commit}  " for command, commit in sorted({(row.command, row.commit) for row in rows})]
+    return "\n".join([title, "", heading, "|---" * len(columns) + "|", *body, "", *commands]) + "\n"
 
 
 def collector(

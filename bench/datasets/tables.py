@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.datasets.rows import Row
-from bench.documents import collector, write_files
+from bench.documents import build_table, collector, write_files
 
 _COLUMNS = (
     *("command", "images", "boxes", "seconds", "a second", "sent / files, KiB", "images / prompts in a batch"),
@@ -28,12 +28,7 @@ def build_tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row]) -> str:
     first = rows[0]
     loads = ", ".join(f"{load:.1f}" for load in sorted({row.load_before for row in rows}))
-    lines = [
-        f"**{first.gpu}**, vit_t, torch {first.torch}; load average before: {loads}",
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
+    lines = []
     for row in sorted(rows, key=lambda row: _ORDER.index(row.scenario)):
         fills = " / ".join("" if fill is None else f"{fill:.2f}" for fill in (row.image_fill, row.prompt_fill))
         shares = (row.read_share, row.encoder_share, row.redis_share, row.decoder_share, row.write_share)
@@ -41,9 +36,9 @@ def _table(rows: Sequence[Row]) -> str:
             *(row.scenario, str(row.images), str(row.boxes or ""), f"{row.seconds:.2f}", f"{row.per_s:.4g}"),
             *(f"{row.sent_kib:.0f} / {row.files_kib:.0f}", fills, *(f"{share:.0%}" for share in shares)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    runs = sorted({(row.command, row.commit) for row in rows})
-    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+        lines.append(cells)
+    title = f"**{first.gpu}**, vit_t, torch {first.torch}; load average before: {loads}"
+    return build_table(title, _COLUMNS, lines, rows)
 
 
 collect_files = collector("datasets", Row, build_tables)

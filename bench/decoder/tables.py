@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from bench.decoder.rows import Row
-from bench.documents import collector, write_files
+from bench.documents import build_table, collector, write_files
 
-_COLUMNS = ("scenario", "decoder", "images", "prompts", "ms p50 / p99", "prompts/s", "x of the original", "peak MiB")
-_MASK_COLUMNS = ("mask mIoU", "flips", "masks")
+_COLUMNS = (
+    *("scenario", "decoder", "images", "prompts", "ms p50 / p99", "prompts/s", "x of the original", "peak MiB"),
+    *("mask mIoU", "flips", "masks"),
+)
 
 
 def build_tables(rows: Sequence[Row]) -> str:
@@ -26,13 +28,7 @@ def build_tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row]) -> str:
     first = rows[0]
     triton = f", triton {first.triton}" if first.triton else ""
-    columns = (*_COLUMNS, *_MASK_COLUMNS)
-    lines = [
-        f"**{first.gpu}**, torch {first.torch}{triton}",
-        "",
-        f"| {' | '.join(columns)} |",
-        "|---" * len(columns) + "|",
-    ]
+    lines = []
     for row in rows:
         cells = [row.scenario, row.decoder, str(row.images), str(row.prompts), f"{row.ms_p50:.4g} / {row.ms_p99:.4g}"]
         cells += [
@@ -41,9 +37,8 @@ def _table(rows: Sequence[Row]) -> str:
             "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
         ]
         cells += [f"{row.mask_miou:.4f}", "" if row.index_flips is None else str(row.index_flips), str(row.masks)]
-        lines.append(f"| {' | '.join(cells)} |")
-    runs = sorted({(row.command, row.commit) for row in rows})
-    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+        lines.append(cells)
+    return build_table(f"**{first.gpu}**, torch {first.torch}{triton}", _COLUMNS, lines, rows)
 
 
 collect_files = collector("decoder", Row, build_tables)

@@ -9,7 +9,7 @@
 import sys
 from collections.abc import Sequence
 
-from bench.documents import collector, write_files
+from bench.documents import build_table, collector, write_files
 from bench.gateway.rows import Row
 
 _COLUMNS = ("way", "clicks", "ms p50 / p99", "added ms p50")
@@ -22,17 +22,11 @@ def build_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = [
-        f"**{rows[0].gpu}**, torch {rows[0].torch}",
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
+    lines = []
     for row in rows:
         added = "" if row.way == "client" else f"{row.added_ms_p50:.1f}"
-        lines.append(f"| {row.way} | {row.clicks} | {row.ms_p50:.1f} / {row.ms_p99:.1f} | {added} |")
-    runs = sorted({(row.command, row.commit) for row in rows})
-    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+        lines.append((row.way, str(row.clicks), f"{row.ms_p50:.1f} / {row.ms_p99:.1f}", added))
+    return build_table(f"**{rows[0].gpu}**, torch {rows[0].torch}", _COLUMNS, lines, rows)
 
 
 collect_files = collector("gateway", Row, build_tables)

@@ -9,7 +9,7 @@
 import sys
 from collections.abc import Sequence
 
-from bench.documents import collector, write_files
+from bench.documents import build_table, collector, write_files
 from bench.page.rows import Row
 
 _COLUMNS = ("step", "clicks", "ms p50 / p99", "in the gateway, ms p50", "answer to paint, ms p50")
@@ -22,17 +22,11 @@ def build_tables(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = [
-        f"**{rows[0].gpu}**, torch {rows[0].torch}, {rows[0].browser}",
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
+    lines = []
     for row in rows:
-        times = f"{row.ms_p50:.1f} / {row.ms_p99:.1f} | {row.gateway_ms_p50:.1f} | {row.paint_ms_p50:.1f}"
-        lines.append(f"| {row.step} | {row.clicks} | {times} |")
-    runs = sorted({(row.command, row.commit) for row in rows})
-    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+        times = f"{row.ms_p50:.1f} / {row.ms_p99:.1f}", f"{row.gateway_ms_p50:.1f}", f"{row.paint_ms_p50:.1f}"
+        lines.append((row.step, str(row.clicks), *times))
+    return build_table(f"**{rows[0].gpu}**, torch {rows[0].torch}, {rows[0].browser}", _COLUMNS, lines, rows)
 
 
 collect_files = collector("page", Row, build_tables)

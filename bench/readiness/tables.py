@@ -9,7 +9,7 @@
 import sys
 from collections.abc import Sequence
 
-from bench.documents import collector, write_files
+from bench.documents import build_table, collector, write_files
 from bench.readiness.rows import Row
 
 _COLUMNS = ("model", "precision", "batch sizes", "ready s, cold", "ready s, warm", "encodes ms, first / next")
@@ -24,22 +24,16 @@ def build_tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row]) -> str:
     first = rows[0]
     triton = f", triton {first.triton}" if first.triton else ""
-    lines = [
-        f"**{first.gpu}**, torch {first.torch}{triton}",
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
+    lines = []
     starts: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
         starts.setdefault((row.model, row.precision, row.batch_sizes), {})[row.cache] = row
     for (model, precision, sizes), states in starts.items():
         ready = [f"{states[state].ready_s:.1f}" if state in states else "" for state in ("cold", "warm")]
         last = list(states.values())[-1]
-        cells = [model, precision, sizes, *ready, f"{last.first_encode_ms:.0f} / {last.second_encode_ms:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    runs = sorted({(row.command, row.commit) for row in rows})
-    return "\n".join([*lines, "", *(f"`{command}` at {commit}  " for command, commit in runs)]) + "\n"
+        encodes = f"{last.first_encode_ms:.0f} / {last.second_encode_ms:.0f}"
+        lines.append((model, precision, sizes, *ready, encodes))
+    return build_table(f"**{first.gpu}**, torch {first.torch}{triton}", _COLUMNS, lines, rows)
 
 
 collect_files = collector("readiness", Row, build_tables)
