@@ -23,7 +23,7 @@ import torch
 from bench.commit import read_commit
 from bench.faults.deployment import Replica
 from bench.load.annotators import Habits, Kind
-from bench.load.crowd import Crowd
+from bench.load.crowd import Place
 from bench.load.rows import Environment, Row
 from bench.load.scenarios import Run, run_overload, run_steady
 from bench.row_file import RESULTS, read_rows, results_path, write_rows
@@ -55,6 +55,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="vit_t", help="of --checkpoint, for the record")
     parser.add_argument("--checkpoint", help="weights; otherwise the shipped vit_t")
     parser.add_argument("--decoders", type=int, default=1, help="processes, on one GPU if there is one")
+    parser.add_argument("--generators", type=int, default=1, help="processes that send the crowd's requests")
+    parser.add_argument(
+        "--streams", action="store_true", help="an annotator clicks on a PredictMasksStream that stays open"
+    )
     parser.add_argument("--redis-memory", default="1gb", help="from which on it evicts, as of its `maxmemory`")
     parser.add_argument("--encoder-arg", action="append", default=[], help="another argument of serve-encoder")
     parser.add_argument("--decoder-arg", action="append", default=[], help="another argument of serve-decoder")
@@ -97,6 +101,8 @@ def describe_row(row: Row) -> str:
         f"{row.answered_s:7.2f} answered a second, ms {latencies}, in the queue {show(row.queue_ms_max)} at most, "
         f"{row.rss_mib:.0f} MiB; {row.stages}"
     )
+    if row.superseded:
+        text += f"; superseded {row.superseded}"
     if row.refused:
         refusal = f"{show(row.refusal_ms_p50)} / {show(row.refusal_ms_p99)}"
         text += f"; refused {row.refusals} in {refusal} ms, {row.without_retry} without a time to return"
@@ -121,16 +127,17 @@ async def measure(
     options: argparse.Namespace, environment: Environment, stack: Stack, decoders: Sequence[Replica]
 ) -> AsyncIterator[Row]:
     habits = Habits(options.clicks_per_s, options.clicks_per_image)
-    async with Crowd(stack, options.image.read_bytes(), [decoder.address for decoder in decoders]) as crowd:
-        bounds: dict[Kind, int] = {"encode": options.encode_queue_ms, "click": options.click_queue_ms}
-        run = Run(stack, decoders, crowd, habits, bounds, environment)
-        rows = (
-            run_overload(run, options.overload, options.seconds, options.calm_seconds)
-            if options.overload
-            else run_steady(run, options.annotators, options.seconds, options.searches)
-        )
-        async for row in rows:
-            yield row
+    addresses = (stack.decoder, *(decoder.address for decoder in decoders))
+    place = Place(stack.encoder, addresses, options.image.read_bytes(), options.streams)
+    bounds: dict[Kind, int] = {"encode": options.encode_queue_ms, "click": options.click_queue_ms}
+    run = Run(stack, decoders, place, options.generators, habits, bounds, environment)
+    rows = (
+        run_overload(run, options.overload, options.seconds, options.calm_seconds)
+        if options.overload
+        else run_steady(run, options.annotators, options.seconds, options.searches)
+    )
+    async for row in rows:
+        yield row
 
 
 def keep(path: Path, rows: Sequence[Row]) -> None:

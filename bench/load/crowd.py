@@ -11,9 +11,9 @@ from typing import Any, Self
 import grpc.aio
 
 from bench.load.annotators import Event, Habits, Kind, plan_day
+from bench.load.streams import ClickStream
 from splitsam.client.connection import channel_options, rendezvous
 from splitsam.client.errors import SplitsamError, error_from_rpc
-from splitsam.client.stack import Stack
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 OK = "OK"
@@ -27,13 +27,29 @@ _LABELS = (decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_LABEL_BACKGROUN
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a crowd works and with what.
+
+    Args:
+        decoders: addresses; the key of an image says which one it belongs to.
+        image: a JPEG.
+        streams: each annotator clicks on a PredictMasksStream that stays open, not with one PredictMasks a click.
+    """
+
+    encoder: str
+    decoders: tuple[str, ...]
+    image: bytes
+    streams: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of one request.
 
     Args:
         at_s: when it was due, from the start of the schedule.
         latency_ms: from that moment to the end of the call, so that a late sender hides nothing.
-        reason: OK, or why there was no answer.
+        reason: OK, SUPERSEDED, or why there was no answer.
         retry_s: how long a refused caller is asked to wait; None if it is not.
         stages_ms: of an answer, what the service says of its time, `queue` above all.
     """
@@ -49,18 +65,19 @@ class Outcome:
 class Crowd:
     """Annotators on a few connections.
 
-    Every image is the given file with a number behind its end, so that it is another image to the service, of the
+    Every image is the given file with numbers behind its end, so that it is another image to the service, of the
     same size and cost. A click goes to the newest image of its annotator that is encoded already.
 
     Args:
-        decoders: addresses beside the stack's own; the key of an image says which one it belongs to.
+        number: of this crowd among those on the same place, whose images are others.
     """
 
-    def __init__(self, stack: Stack, image: bytes, decoders: Sequence[str] = ()):
-        self._encoder, self._decoders = stack.encoder, (stack.decoder, *decoders)
-        self._image = image
+    def __init__(self, place: Place, number: int = 0):
+        self._place = place
+        self._number = number
         self._stubs: list[tuple[Any, dict[str, Any]]] = []
         self._channels: list[grpc.aio.Channel] = []
+        self._streams: dict[tuple[int, str], ClickStream] = {}
         self._first = encoder_pb2.EmbeddingInfo()
         self._newest: dict[int, encoder_pb2.EmbeddingInfo] = {}
         self._tokens: dict[int, tuple[str, str]] = {}
@@ -71,12 +88,18 @@ class Crowd:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
+        for stream in self._streams.values():
+            await stream.close()
         for channel in self._channels:
             await channel.close()
 
-    async def run(self, events: Sequence[Event]) -> list[Outcome]:
-        """Send each event when it is due, however many are unanswered; all have ended on return."""
-        start_s = time.monotonic()
+    async def run(self, events: Sequence[Event], start_s: float | None = None) -> list[Outcome]:
+        """Send each event when it is due, however many are unanswered; all have ended on return.
+
+        Args:
+            start_s: of the schedule, in seconds of time.monotonic(); now if None.
+        """
+        start_s = time.monotonic() if start_s is None else start_s
         tasks = []
         for event in events:
             await asyncio.sleep(max(0.0, start_s + event.at_s - time.monotonic()))
@@ -97,7 +120,7 @@ class Crowd:
             while True:
                 start_s = time.monotonic()
                 try:
-                    decoder = self._decoder(number, self._first)
+                    decoder = self._stub(number)[1][self._home(self._first)]
                     async for _ in decoder.GenerateMasks(request, timeout=_SEARCH_DEADLINE_S):
                         pass
                     took_s.append(time.monotonic() - start_s)
@@ -135,8 +158,8 @@ class Crowd:
             timings = await send(event)
             names = [field.name for field in timings.DESCRIPTOR.fields]
             stages_ms = {name.removesuffix("_ms"): getattr(timings, name) for name in names}
-        except grpc.aio.AioRpcError as problem:
-            error: SplitsamError = error_from_rpc(problem, "")
+        except (grpc.aio.AioRpcError, SplitsamError) as problem:
+            error = problem if isinstance(problem, SplitsamError) else error_from_rpc(problem, "")
             reason, retry_s = error.reason, error.retry_delay_s
         return Outcome(event.kind, event.at_s, (time.monotonic() - due_s) * 1000, reason, retry_s, stages_ms)
 
@@ -149,8 +172,16 @@ class Crowd:
     async def _click(self, event: Event) -> decoder_pb2.PredictTimings:
         image = self._newest.get(event.annotator, self._first)
         request = self._build_click(event, image)
-        decoder = self._decoder(event.annotator, image)
-        answer: decoder_pb2.PredictMasksResponse = await decoder.PredictMasks(request, timeout=DEADLINE_S["click"])
+        home = self._home(image)
+        decoder = self._stub(event.annotator)[1][home]
+        answer: decoder_pb2.PredictMasksResponse
+        if self._place.streams:
+            stream = self._streams.get((event.annotator, home))
+            if stream is None:
+                stream = self._streams[event.annotator, home] = ClickStream(decoder)
+            answer = await stream.click(request, DEADLINE_S["click"])
+        else:
+            answer = await decoder.PredictMasks(request, timeout=DEADLINE_S["click"])
         [masks] = answer.images
         self._tokens[event.annotator] = (image.embedding_key, masks.prompts[0].masks[0].refinement_token)
         return answer.timings
@@ -181,16 +212,17 @@ class Crowd:
 
     def _next_image(self) -> encoder_pb2.EncodeImageRequest:
         self._sent_images += 1
-        return encoder_pb2.EncodeImageRequest(image=self._image + self._sent_images.to_bytes(8, "big"))
+        numbers = self._number.to_bytes(4, "big") + self._sent_images.to_bytes(8, "big")
+        return encoder_pb2.EncodeImageRequest(image=self._place.image + numbers)
 
-    def _decoder(self, annotator: int, image: encoder_pb2.EmbeddingInfo) -> Any:
-        return self._stub(annotator)[1][rendezvous(self._decoders, image.embedding_key)[0]]
+    def _home(self, image: encoder_pb2.EmbeddingInfo) -> str:
+        return rendezvous(self._place.decoders, image.embedding_key)[0]
 
     def _stub(self, annotator: int) -> tuple[Any, dict[str, Any]]:
         number = annotator // _ANNOTATORS_PER_CHANNEL
         while len(self._stubs) <= number:
-            encoder = encoder_pb2_grpc.EncoderServiceStub(self._open(self._encoder))
-            decoders = {each: decoder_pb2_grpc.DecoderServiceStub(self._open(each)) for each in self._decoders}
+            encoder = encoder_pb2_grpc.EncoderServiceStub(self._open(self._place.encoder))
+            decoders = {each: decoder_pb2_grpc.DecoderServiceStub(self._open(each)) for each in self._place.decoders}
             self._stubs.append((encoder, decoders))
         return self._stubs[number]
 

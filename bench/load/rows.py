@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.load.annotators import Kind
 from bench.load.crowd import OK, Outcome
+from bench.load.streams import SUPERSEDED
 from bench.load.watch import Watched
 
 # Of the unloaded p99, what an accepted request may take under overload besides its time in the queue.
@@ -40,6 +41,7 @@ class Row:
         scenario: `steady`, or `overload` with its phases `unloaded`, `overload` and `recovery`.
         offered_s: requests a second.
         answered_s: answers a second.
+        superseded: clicks on a stream that their annotator's next one overtook in the queue; none without streams.
         refusals: how many by reason.
         without_retry: of them, those that were not told when to come again.
         queue_ms_mean: of all entries, by the service's metric; `queue_ms_max` is of answers.
@@ -62,6 +64,7 @@ class Row:
     ms_p90: float | None
     ms_p99: float | None
     ms_p999: float | None
+    superseded: int
     refused: int
     refusals: str
     refusal_ms_p50: float | None
@@ -109,7 +112,7 @@ def summarise(
     """
     answers = [outcome for outcome in outcomes if outcome.reason == OK]
     answered = [outcome.latency_ms for outcome in answers]
-    refused = [outcome for outcome in outcomes if outcome.reason != OK]
+    refused = [outcome for outcome in outcomes if outcome.reason not in (OK, SUPERSEDED)]
     counts = Counter(outcome.reason for outcome in refused)
     return Row(
         scenario=phase.scenario,
@@ -124,6 +127,7 @@ def summarise(
         ms_p90=percentile(answered, 90),
         ms_p99=percentile(answered, 99),
         ms_p999=percentile(answered, 99.9),
+        superseded=len(outcomes) - len(answered) - len(refused),
         refused=len(refused),
         refusals=", ".join(f"{reason} {count}" for reason, count in counts.most_common()),
         refusal_ms_p50=percentile([outcome.latency_ms for outcome in refused], 50),
@@ -154,7 +158,7 @@ def normal_after_s(outcomes: Sequence[Outcome], unloaded_ms: float) -> float:
     late = [
         outcome.at_s + outcome.latency_ms / 1000
         for outcome in outcomes
-        if outcome.reason != OK or outcome.latency_ms > ALLOWED_FACTOR * unloaded_ms
+        if outcome.reason not in (OK, SUPERSEDED) or outcome.latency_ms > ALLOWED_FACTOR * unloaded_ms
     ]
     return max(late, default=0.0)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from bench.faults.deployment import Replica
 from bench.load.annotators import KINDS, Habits, Kind, annotators_for, plan_crowd
-from bench.load.crowd import Crowd
+from bench.load.crowd import Crowd, Place
+from bench.load.generators import play
 from bench.load.rows import Environment, Phase, Row, summarise
 from bench.load.watch import watching
 from splitsam.client.stack import Stack
@@ -22,13 +23,15 @@ class Run:
 
     Args:
         decoders: beside the stack's own.
+        generators: processes of the crowd.
         bound_ms: `max_queue_ms` of the service behind each kind of request.
         seed: of everybody's schedule.
     """
 
     stack: Stack
     decoders: Sequence[Replica]
-    crowd: Crowd
+    place: Place
+    generators: int
     habits: Habits
     bound_ms: Mapping[Kind, int]
     environment: Environment
@@ -38,7 +41,7 @@ class Run:
         """Perform a phase; a row for each kind of request."""
         events = plan_crowd(phase.annotators, self.habits, phase.seconds, f"{self.seed} {phase.name}")
         async with watching(self.stack, self.decoders) as watched:
-            outcomes = await self.crowd.run(events)
+            outcomes = await play(self.place, events, self.generators)
         return [
             summarise(
                 phase,
@@ -58,7 +61,7 @@ async def run_steady(run: Run, annotators: int, seconds: float, searches: int = 
     for row in await run.play(Phase("steady", "steady", seconds, annotators)):
         yield row
     if searches:
-        async with run.crowd.searching(searches) as took_s:
+        async with Crowd(run.place) as crowd, crowd.searching(searches) as took_s:
             for row in await run.play(Phase("steady", "everything mode beside it", seconds, annotators)):
                 yield row
             print(f"{len(took_s)} images searched meanwhile, {statistics.median(took_s or [math.nan]):.3f} s each")
@@ -72,7 +75,8 @@ async def run_overload(run: Run, factor: float, seconds: float, calm_seconds: fl
         seconds: of the overload.
         calm_seconds: of each other phase.
     """
-    capacity = await run.crowd.measure_capacity(run.habits, calm_seconds / 2)
+    async with Crowd(run.place) as crowd:
+        capacity = await crowd.measure_capacity(run.habits, calm_seconds / 2)
     calm = annotators_for(_UNLOADED_SHARE * capacity, run.habits)
     many = annotators_for(factor * capacity, run.habits)
     phases = (("unloaded", calm, calm_seconds), ("overload", many, seconds), ("recovery", calm, calm_seconds))

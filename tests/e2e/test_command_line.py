@@ -160,15 +160,26 @@ def test_top_watches_on_a_terminal_until_it_is_interrupted(stack):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
     command = [COMMAND, "top", stack.metrics_url("encoder"), "--interval", "0.2"]
-    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    seen = b""
-    while seen.count(b"serving") < 3:  # looked at, and looked at again
-        seen += os.read(ours, 65_536)
-    watching.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # Linux' way to say that nobody writes any more
-        while tail := os.read(ours, 65_536):
-            seen += tail
-    os.close(ours)
-    assert watching.wait(60) == 0
+    # Where these tests run in the background, SIGINT may be ignored, which a child inherits.
+    with subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as watching:
+        try:
+            os.close(theirs)
+            seen = b""
+            while seen.count(b"serving") < 3:  # looked at, and looked at again
+                seen += os.read(ours, 65_536)
+            watching.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # Linux' way to say that nobody writes any more
+                while tail := os.read(ours, 65_536):
+                    seen += tail
+            os.close(ours)
+            assert watching.wait(60) == 0
+        finally:
+            watching.kill()
     assert b"Traceback" not in seen

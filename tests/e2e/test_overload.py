@@ -7,7 +7,9 @@ import pytest
 from e2e_support import ask, metric, point, prompt, wait_until, write_embedding
 
 from bench.load.annotators import KINDS, Event, Habits, annotators_for, plan_crowd
-from bench.load.crowd import OK, Crowd
+from bench.load.crowd import OK, Crowd, Place
+from bench.load.generators import play
+from bench.load.streams import SUPERSEDED
 from bench.load.watch import resident_mib, watching
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.v1 import decoder_pb2 as pb
@@ -35,7 +37,7 @@ def small_stack(device_args, tmp_path):
 @pytest.mark.needs_slow_model
 async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small_stack, photo):
     services = {"encode": "encoder", "click": "decoder"}
-    async with Crowd(small_stack, photo) as crowd:
+    async with Crowd(Place(small_stack.encoder, (small_stack.decoder,), photo)) as crowd:
         async with watching(small_stack) as busy:
             capacity = await crowd.measure_capacity(HABITS, seconds=6.0)
         events = plan_crowd(annotators_for(10 * capacity, HABITS), HABITS, 20.0, "overload")
@@ -58,6 +60,17 @@ async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small
         assert watched[kind].rss_mib - busy[kind].rss_mib < GROWTH_MIB
     for service in services.values():
         assert "rpc failed" not in small_stack.children[service].log_path.read_text()
+
+
+async def test_clicks_on_a_stream_are_answered_or_superseded_by_a_newer_one(open_stack, photo):
+    place = Place(open_stack.encoder, (open_stack.decoder,), photo, streams=True)
+    clicks = [Event(0.0, "click", annotator, 0, number) for annotator in range(3) for number in range(4)]
+    outcomes = await play(place, clicks, generators=2)
+    by_share = [outcomes[:8], outcomes[8:]]  # annotators 0 and 2, annotator 1
+    assert {outcome.reason for outcome in outcomes} <= {OK, SUPERSEDED}
+    assert [sum(outcome.reason == OK for outcome in share) > 0 for share in by_share] == [True, True]
+    assert all(outcome.latency_ms > 0 for outcome in outcomes)
+    assert outcomes[-1].reason == OK  # nobody supersedes the last
 
 
 @pytest.mark.needs_slow_model

@@ -5,6 +5,7 @@ import pytest
 from bench.load.annotators import Habits, annotators_for, plan_crowd
 from bench.load.crowd import OK, Outcome
 from bench.load.rows import Environment, Phase, Row, normal_after_s, percentile, summarise
+from bench.load.streams import SUPERSEDED
 from bench.load.tables import build_tables, collect_files
 from bench.load.watch import Watched
 from bench.row_file import read_rows, results_path, write_rows
@@ -64,6 +65,12 @@ def test_a_row_keeps_answers_and_refusals_apart():
     assert made.refusals == "QUEUE_FULL 2, DEADLINE_EXCEEDED 1"
     assert (made.refusal_ms_p50, made.refusal_ms_p99) == (7, 9)
     assert made.normal_after_s is None
+
+
+def test_a_superseded_click_is_neither_answered_nor_refused():
+    made = row("steady", [*outcomes(10, 20), *outcomes(1000, reason=SUPERSEDED)])
+    assert (made.requests, made.answered_s, made.superseded, made.refused) == (3, 0.2, 1, 0)
+    assert made.ms_p99 == 20
 
 
 def test_no_answers_have_no_latency():
