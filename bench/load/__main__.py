@@ -13,19 +13,18 @@ import asyncio
 import contextlib
 import importlib.metadata
 import os
-import shlex
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from bench.commit import read_commit
 from bench.faults.deployment import Replica
 from bench.load.annotators import Habits, Kind
 from bench.load.crowd import Place
 from bench.load.rows import Environment, Row
 from bench.load.scenarios import Run, run_overload, run_steady
+from bench.machine import describe_machine
 from bench.row_file import RESULTS, read_rows, results_path, write_rows
 from splitsam.client.processes import StackError
 from splitsam.client.stack import Stack, StackSettings
@@ -63,6 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--encoder-arg", action="append", default=[], help="another argument of serve-encoder")
     parser.add_argument("--decoder-arg", action="append", default=[], help="another argument of serve-decoder")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV")
+    parser.add_argument("--commit", default="", help="what the CSV names, where there is no git")
     return parser.parse_args(arguments)
 
 
@@ -78,14 +78,15 @@ def stack_settings(options: argparse.Namespace) -> StackSettings:
 
 def describe_environment(options: argparse.Namespace, arguments: Sequence[str]) -> Environment:
     device = choose_device(options.device)
+    machine = describe_machine("bench.load", device, options.commit, arguments)
     return Environment(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{os.cpu_count()}-cores",
+        device=machine["gpu"] if device.type == "cuda" else f"cpu-{os.cpu_count()}-cores",
         model=options.model,
         load_before=os.getloadavg()[0],
         torch=torch.__version__,
         grpcio=importlib.metadata.version("grpcio"),
-        commit=read_commit(),
-        command=shlex.join(["python", "-m", "bench.load", *arguments]),
+        commit=machine["commit"],
+        command=machine["command"],
     )
 
 
