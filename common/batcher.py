@@ -1,4 +1,4 @@
-"""Many callers' work in one model call: a bounded, fair queue in front of one worker thread.
+"""Many callers' work in one model call: a bounded, fair queue in front of one worker.
 
 submit:
     refuse at once what would wait too long by the batches measured so far, and what the queue has no place for
@@ -6,18 +6,20 @@ submit:
 loop:
     wait until an entry is queued; if the batch is not full, wait up to max_wait for more
     take entries, clicks before bulk and tenants in turn, up to max_weight; drop the cancelled, refuse the expired
-    run the batch on the worker thread; if it fails, halve it until the culprit is alone
+    run the batch, one at a time; if it fails, halve it until the culprit is alone
     give every entry its own result or error
 """
 
 import asyncio
+import functools
+import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from opentelemetry.trace import Span
 
@@ -65,7 +67,8 @@ class Batcher(Generic[Item, Result]):
     """Collects entries of concurrent callers into batches.
 
     Args:
-        run: blocking; takes the batch's items and returns one result, or one exception, for each.
+        run: takes the batch's items and returns one result, or one exception, for each: blocking, on a thread of the
+            batcher's own, or a coroutine function on the event loop.
         max_weight: work units in a batch; a single heavier entry runs alone.
         max_wait_ms: how long an idle worker holds an unfilled batch back; 0 never does.
         max_queue: entries that may wait.
@@ -76,7 +79,8 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        run: Callable[[Sequence[Item]], Sequence[Result | Exception]]
+        | Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         name: str,
         max_weight: int,
@@ -87,7 +91,6 @@ class Batcher(Generic[Item, Result]):
         weigh: Callable[[Item], int] = lambda _item: 1,
         niceness: int = 0,
     ):
-        self._run = run
         self._name = name
         self._max_weight = max_weight
         self._max_wait_s = max_wait_ms / 1000
@@ -100,6 +103,8 @@ class Batcher(Generic[Item, Result]):
         self._arrival = asyncio.Event()
         self._closing = False
         self._thread = ThreadPoolExecutor(1, f"splitsam-{name}", initializer=lower_priority, initargs=(niceness,))
+        awaited = run if inspect.iscoroutinefunction(run) else functools.partial(self._run_on_thread, run)
+        self._run = cast("Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]", awaited)
         self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -242,7 +247,7 @@ class Batcher(Generic[Item, Result]):
         size = {"splitsam.batch.entries": len(batch), "splitsam.batch.weight": weight}
         spans = tracing.begin_batch(f"{self._name} model", [place.item.request for place in batch], size)
         items = [place.item.item for place in batch]
-        results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_isolating, items)
+        results = await self._run_isolating(items)
         model_s = time.monotonic() - start_s
         self._admission.end_batch(weight, model_s)
         self._metrics.model_seconds.labels(self._name).observe(model_s)
@@ -258,10 +263,10 @@ class Batcher(Generic[Item, Result]):
             else:
                 entry.future.set_result(Served(result, (start_s - entry.queued_at_s) * 1000, model_s * 1000))
 
-    def _run_isolating(self, items: Sequence[Item]) -> list[Result | Exception]:
+    async def _run_isolating(self, items: Sequence[Item]) -> list[Result | Exception]:
         """Run a batch; when it fails as a whole, halve it so that only the culprit's caller sees the failure."""
         try:
-            results = list(self._run(items))
+            results = list(await self._run(items))
             if len(results) != len(items):
                 raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
             return results
@@ -270,4 +275,9 @@ class Batcher(Generic[Item, Result]):
                 return [error]
             log.warning("a batch failed and is halved", extra={"batch": len(items), "error": repr(error)})
         middle = len(items) // 2
-        return self._run_isolating(items[:middle]) + self._run_isolating(items[middle:])
+        return await self._run_isolating(items[:middle]) + await self._run_isolating(items[middle:])
+
+    async def _run_on_thread(
+        self, run: Callable[[Sequence[Item]], Any], items: Sequence[Item]
+    ) -> Sequence[Result | Exception]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run, items)

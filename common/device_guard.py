@@ -8,7 +8,7 @@ lost            whatever was raised, the device answers nothing any more (CUDA k
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import TypeVar
 
@@ -58,6 +58,19 @@ class DeviceGuard:
         def call(items: Sequence[Item]) -> Sequence[Result]:
             with self.watch(len(items)):
                 results = run(items)
+            self._out_of_memory_in_a_row = 0
+            return results
+
+        return call
+
+    def guarded_on_loop(
+        self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
+    ) -> Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]:
+        """As `guarded`, of a model call that is awaited."""
+
+        async def call(items: Sequence[Item]) -> Sequence[Result]:
+            with self.watch(len(items)):
+                results = await run(items)
             self._out_of_memory_in_a_row = 0
             return results
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from splitsam.common.rle import decode_rle
-from splitsam.decoder_service.transfers import Download, upload
+from splitsam.decoder_service.transfers import Download, Steps, finish, upload
 
 BITS_AT_ONCE = 256 * 2**20
 # Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.
@@ -83,16 +83,22 @@ class Cutter:
     def cut(
         self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]
     ) -> list[CutMask]:
-        """Each mask, in order; waits for the device twice for each 256 MiB of bits.
+        """Each mask, in order.
 
         Args:
             addresses: [M], of logits [256, 256] float32, contiguous, on the device, which the caller keeps.
             canvas_of: [M], index of each mask's canvas.
         """
+        return finish(self.steps(addresses, canvas_of, canvases))
+
+    def steps(
+        self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]
+    ) -> Steps[list[CutMask]]:
+        """As `cut`; waits for the device twice for each 256 MiB of bits."""
         sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
-        made = []
+        made: list[CutMask] = []
         for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE):
-            made += self._cut(addresses[piece], canvas_of[piece], sizes[piece], canvases)
+            made += yield from self._cut(addresses[piece], canvas_of[piece], sizes[piece], canvases)
         return made
 
     def _cut(
@@ -101,7 +107,7 @@ class Cutter:
         canvas_of: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int64],
         canvases: Sequence[Canvas],
-    ) -> list[CutMask]:
+    ) -> Steps[list[CutMask]]:
         from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
         from splitsam.kernels.encode_runs import encode_runs
         from splitsam.kernels.run_boundaries import count_boundaries, place_boundaries
@@ -122,7 +128,9 @@ class Cutter:
         on_device = upload(plan, self._device)
         measured = cut_masks(on_device, sizes)
         ends = count_boundaries(on_device, measured, sizes)
-        [measures] = Download(measured).wait()
+        download = Download(measured)
+        yield download
+        [measures] = download.wait()
         made: list[CutMask] = []
         counts = measures[:, 7].astype(np.int64)
         before = _begins(counts)
@@ -131,10 +139,14 @@ class Cutter:
             boundaries = place_boundaries(on_device[piece], ends, sizes[piece], base, end - base)
             runs = encode_runs(on_device[piece], measured[piece], ends, boundaries, base)
             room = CHARACTERS_PER_RUN * (end - base + len(runs.spans))
-            spans, text = Download(runs.spans, runs.text[:room]).wait()
+            download = Download(runs.spans, runs.text[:room])
+            yield download
+            spans, text = download.wait()
             used_bytes = int(spans.sum(1).max())
             if used_bytes > room:
-                [text] = Download(runs.text[:used_bytes]).wait()
+                download = Download(runs.text[:used_bytes])
+                yield download
+                [text] = download.wait()
             made += _describe(sizes[piece], measures[piece], spans, text.tobytes())
         return made
 

@@ -27,7 +27,7 @@ from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
 from splitsam.decoder_service.prepared import PreparedEmbedding
-from splitsam.decoder_service.transfers import Download
+from splitsam.decoder_service.transfers import Download, Steps, finish, finish_on_loop
 
 LOGITS_BYTES = 4 * LOW_RES_SIDE_PX**2
 Owner = tuple[int, int]  # a job, and a prompt of it
@@ -93,7 +93,6 @@ class DecoderModel:
         """
         return self._network.prepare(embedding)
 
-    @torch.no_grad()
     def decode(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
         """Predict mask logits for every prompt of every image.
 
@@ -106,18 +105,29 @@ class DecoderModel:
         Raises:
             torch.OutOfMemoryError: several jobs do not fit together, or one not even prompt by prompt.
         """
-        prompts = self.max_prompts_per_forward
         # Triton launches on the current device, which is each thread's own.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            while True:
-                try:
-                    return self._decode(jobs, prompts)
-                except torch.OutOfMemoryError:
-                    if len(jobs) > 1 or prompts == 1:
-                        raise
-                prompts //= 2  # out here what the failed attempt held is free again
+            return finish(self._answer(jobs))
 
-    def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> list[list[PromptLogits]]:
+    async def decode_on_loop(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
+        """As `decode`, on the thread of an event loop, which does other things while the device works.
+
+        For a GPU: a thread that launches lets go of the interpreter with every operation and waits for it again.
+        """
+        return await finish_on_loop(self._answer(jobs), self.device)
+
+    @torch.no_grad()
+    def _answer(self, jobs: Sequence[ImageJob]) -> Steps[list[list[PromptLogits]]]:
+        prompts = self.max_prompts_per_forward
+        while True:
+            try:
+                return (yield from self._decode(jobs, prompts))
+            except torch.OutOfMemoryError:
+                if len(jobs) > 1 or prompts == 1:
+                    raise
+            prompts //= 2  # out here what the failed attempt held is free again
+
+    def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> Steps[list[list[PromptLogits]]]:
         """As `decode`, at most `max_prompts` in one forward pass."""
         images: dict[int, PreparedEmbedding] = {}
         tiles, outputs, sources, scores, logits = [], [], [], [], []
@@ -133,11 +143,14 @@ class DecoderModel:
         if not tiles:
             return [[] for _ in jobs]
         # The host waits for the device where it reads scores, and for what was cut, and nowhere else.
-        cut = self._cut(jobs, tiles, outputs, scores)
+        cut = yield from self._cut(jobs, tiles, outputs, scores)
         answers: dict[Owner, PromptLogits] = {}
         for tile, output, masks, download, brought in zip(tiles, outputs, cut, scores, logits, strict=True):
             width = tile.wanted.shape[1]
+            yield download
             [of_tile] = download.wait()
+            if brought is not None:
+                yield brought
             rows = (output.logits if brought is None else torch.from_numpy(brought.wait()[0])).unbind()
             indices, ious = of_tile[..., 0].astype(np.int64).tolist(), of_tile[..., 1].tolist()
             found = zip(tile.owners, tile.counts.tolist(), indices, ious, rows, masks, strict=True)
@@ -148,7 +161,7 @@ class DecoderModel:
 
     def _cut(
         self, jobs: Sequence[ImageJob], tiles: Sequence[Tile], outputs: Sequence[Prediction], scores: Sequence[Download]
-    ) -> list[Sequence[tuple[CutMask | None, ...] | None]]:
+    ) -> Steps[list[Sequence[tuple[CutMask | None, ...] | None]]]:
         """For each prompt of each tile its masks where its job asks for them, on a GPU."""
         if self._cutter is None or all(job.cut is None for job in jobs):
             return [[None] * len(tile.owners) for tile in tiles]
@@ -163,6 +176,7 @@ class DecoderModel:
             width = tile.wanted.shape[1]
             needed = asked[of_job][:, None] & (np.arange(width) < tile.counts[:, None])
             if has_floors:
+                yield download
                 [of_tile] = download.wait()
                 needed &= ~(of_tile[..., 1] <= floor[of_job][:, None])
             wanted.append(needed)
@@ -170,7 +184,8 @@ class DecoderModel:
             addresses.append(output.logits.data_ptr() + LOGITS_BYTES * places)
             canvas_of.append(of_job[places // width])
         canvases = [Canvas(job.input_size, job.original_size, job.cut or Cut()) for job in jobs]
-        made = iter(self._cutter.cut(np.concatenate(addresses), np.concatenate(canvas_of), canvases))
+        masks = yield from self._cutter.steps(np.concatenate(addresses), np.concatenate(canvas_of), canvases)
+        made = iter(masks)
         return [
             [
                 tuple(next(made) if need else None for need in row[:count]) if asked[i] else None

@@ -68,8 +68,9 @@ class DecoderService:
         settings = self._settings
         model, info = await asyncio.to_thread(self._load)
         self._metrics.model.labels(info.name, info.model_id, info.precision, info.device).set(1)
+        on_gpu = self._device.type == "cuda"
         self._batcher = Batcher(
-            self._guard.guarded(model.decode),
+            self._guard.guarded_on_loop(model.decode_on_loop) if on_gpu else self._guard.guarded(model.decode),
             name="decoder",
             max_weight=self._batch_prompts,
             max_wait_ms=settings.max_wait_ms,
@@ -77,7 +78,7 @@ class DecoderService:
             max_queue_ms=settings.lane_queue_ms,
             metrics=self._metrics,
             weigh=lambda job: len(job.prompts),
-            niceness=0 if self._device.type == "cuda" else CLICK_NICENESS,
+            niceness=0 if on_gpu else CLICK_NICENESS,
         )
         self._batcher.start()
         embeddings = EmbeddingStore(

@@ -1,12 +1,24 @@
-"""Arrays between the host and a device, through pinned memory, with a wait only where the host reads."""
+"""Arrays between the host and a device, through pinned memory, with a wait only where the host reads.
 
-from collections.abc import Sequence
-from typing import Any
+Work for a device is written as a generator of the downloads that it needs before it can go on, and runs to its end on
+a thread that blocks (`finish`) or on an event loop that does other things meanwhile (`finish_on_loop`).
+"""
+
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+# The device is done within this time as a rule; what takes longer is looked at in these intervals.
+_SPIN_S = 0.002
+_PAUSE_S = 0.0005
+Result = TypeVar("Result")
 
 
 def upload(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
@@ -19,13 +31,13 @@ class Download:
     """Copies of tensors on their way to the host. On a CPU they are the tensors themselves."""
 
     def __init__(self, *tensors: Tensor):
-        self._done: torch.cuda.Event | None = None
+        self._done: Any = None  # torch's own events lack types
         self._hosts: Sequence[Tensor] = tensors
         if tensors[0].device.type == "cuda":
             self._hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
             for host, tensor in zip(self._hosts, tensors, strict=True):
                 host.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own lacks types
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
     def wait(self) -> list[npt.NDArray[Any]]:
@@ -33,3 +45,36 @@ class Download:
         if self._done is not None:
             self._done.synchronize()
         return [host.numpy() for host in self._hosts]
+
+    async def arrival(self) -> None:
+        """Returns once `wait` would return at once."""
+        start_s = time.perf_counter()
+        # A thread that waits for the device and then wakes the loop would take longer than most batches.
+        while self._done is not None and not self._done.query():  # noqa: ASYNC110
+            await asyncio.sleep(0.0 if time.perf_counter() - start_s < _SPIN_S else _PAUSE_S)
+
+
+Steps = Generator[Download, None, Result]
+
+
+def finish(steps: Steps[Result]) -> Result:
+    """The result of work whose steps wait for downloads."""
+    while True:
+        try:
+            next(steps).wait()
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+async def finish_on_loop(steps: Steps[Result], device: torch.device) -> Result:
+    """As `finish`, on an event loop, whose other tasks run while the device works."""
+    while True:
+        # Kernels are launched on the current device, and other tasks of this thread may have changed that.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            try:
+                awaited = next(steps)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+        await awaited.arrival()

@@ -1,5 +1,6 @@
 """The decoder on a GPU: its kernels, its graphs without a wait for the host, and the masks it cuts."""
 
+import asyncio
 import dataclasses
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from decoder_support import embedding, image_job, input_size_of, prompt, random_
 from splitsam.common.records import to_fp16
 from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
 from splitsam.decoder_service.masks import cut_masks, encode_rle
-from splitsam.decoder_service.model import DecoderModel
+from splitsam.decoder_service.model import DecoderModel, PromptLogits
 from splitsam.decoder_service.packing import pack
 from splitsam.decoder_service.prompts import Selection
 from splitsam.kernels.cut_masks import _cut_kernel
@@ -193,6 +194,30 @@ def test_logits_come_to_the_host_for_those_who_ask(captured):
     assert all(answer.logits.device.type == "cpu" for answer in brought)
     assert all(torch.equal(one.logits, to_fp16(two.logits).cpu()) for one, two in zip(brought, left, strict=True))
     assert len(beside) == len(other.prompts)
+
+
+def test_decoding_on_an_event_loop_gives_the_same_and_lets_others_run(captured):
+    jobs = [dataclasses.replace(job, cut=Cut(), on_host=True) for job in jobs_of(5, Selection.BEST)]
+    turns = 0
+
+    async def decode() -> list[list[PromptLogits]]:
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        others = asyncio.create_task(count_turns())
+        try:
+            return [await captured.decode_on_loop(jobs) for _ in range(3)][-1]
+        finally:
+            others.cancel()
+
+    for answers, expected in zip(asyncio.run(decode()), captured.decode(jobs), strict=True):
+        for answer, other in zip(answers, expected, strict=True):
+            assert torch.equal(answer.logits, other.logits)
+            assert [mask.rle for mask in answer.cut] == [mask.rle for mask in other.cut]
+    assert turns > 3
 
 
 def smooth_logits(seed: int, count: int) -> torch.Tensor:

@@ -432,6 +432,27 @@ async def test_an_exception_among_the_results_is_its_own_items_answer(start, mod
     assert [outcome.value for outcome in outcomes] == [12, 6, 4]
 
 
+async def test_a_model_on_the_event_loop_lets_others_run_and_is_halved_as_well(metrics: Metrics):
+    running, sizes = asyncio.Event(), []
+
+    async def divide(items: Sequence[int]) -> list[int]:
+        sizes.append(len(items))
+        running.set()
+        await asyncio.sleep(0.01)
+        return [12 // item for item in items]
+
+    batcher = Batcher(divide, name="test", max_weight=4, max_wait_ms=FOREVER_MS, max_queue=9, metrics=metrics)
+    batcher.start()
+    waiting = asyncio.gather(*submit(batcher, 1, 0, 2, 3), return_exceptions=True)
+    await running.wait()
+    assert not waiting.done()
+    outcomes = await waiting
+    await batcher.close()
+    assert isinstance(outcomes.pop(1), ZeroDivisionError)
+    assert [outcome.value for outcome in outcomes] == [12, 6, 4]
+    assert sizes == [4, 2, 1, 1, 2]
+
+
 async def test_a_model_that_loses_results_fails_every_item_and_the_next_batch_is_served(metrics: Metrics):
     batcher = Batcher(lambda items: items[1:], name="test", max_weight=2, max_wait_ms=0, max_queue=9, metrics=metrics)
     batcher.start()

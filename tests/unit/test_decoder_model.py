@@ -108,6 +108,15 @@ def test_cap_on_prompts_per_forward_changes_nothing(model, cap):
             assert (answer.logits - other.logits).abs().max() <= ROUNDING
 
 
+async def test_decoding_on_an_event_loop_gives_the_same(model):
+    jobs = [image_job(embedding(j), ODD_SIZE, [prompt(j, ODD_SIZE, points=1, mask=j == 1)]) for j in range(3)]
+    on_loop = await model.decode_on_loop(jobs)
+    for [answer], [other] in zip(on_loop, model.decode(jobs), strict=True):
+        assert torch.equal(answer.logits, other.logits)
+        assert not answer.logits.requires_grad
+    assert torch.is_grad_enabled()
+
+
 class SmallDevice(DecoderModel):
     """Runs out of memory with more than two prompts in a forward pass, or more than `most`."""
 

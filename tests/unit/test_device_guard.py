@@ -109,6 +109,24 @@ async def test_any_error_that_leaves_the_device_silent_is_sticky(metrics):
     assert guard.is_lost
 
 
+async def test_a_model_on_the_event_loop_is_judged_as_well(metrics):
+    guard = DeviceGuard(CPU, metrics, raise_lost)
+
+    async def run(items):
+        await asyncio.sleep(0)
+        if not all(items):
+            raise FULL if items[1:] else LOST
+        return items
+
+    call = guard.guarded_on_loop(run)
+    assert await call([1, 2]) == [1, 2]
+    with pytest.raises(DeviceOutOfMemory):
+        await call([1, 0])
+    with pytest.raises(NotReady):
+        await call([0])
+    assert guard.is_lost
+
+
 @pytest.mark.parametrize("error", [LOST, ValueError("a shape")])
 def test_error_of_one_call_is_no_lost_device(guard, error):
     with pytest.raises(type(error)):
