@@ -4,6 +4,7 @@ A key is an HMAC over everything that decides what an embedding's numbers are, s
 cache and nobody can compute another tenant's key without the deployment's secret.
 """
 
+import functools
 import hmac
 import secrets as entropy
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ def _refinement_mac(secret: bytes, tenant: str, embedding_key: bytes, nonce: byt
     return _mac(secret, b"refinement", tenant.encode(), embedding_key, nonce)
 
 
+@functools.lru_cache(maxsize=1024)
 def _tenant_tag(secret: bytes, tenant: str) -> bytes:
     return _mac(secret, b"tenant", tenant.encode())[:TAG_BYTES]
 

@@ -20,7 +20,7 @@ import torch
 
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.device_guard import DeviceGuard
-from splitsam.common.errors import CacheUnavailable, ReplyTooLarge
+from splitsam.common.errors import ReplyTooLarge
 from splitsam.decoder_service.candidates import (
     Candidate,
     Thresholds,
@@ -205,10 +205,7 @@ class Everything:
         mask = await self._write_with(logits, candidate, size, output)
         if not output.refinement_tokens:
             return mask
-        try:
-            token = await self._refinements.save(search.tenant, embedding.header, candidate.mask_index, logits)
-        except CacheUnavailable:
-            return mask
+        token = self._refinements.save(search.tenant, embedding.header, candidate.mask_index, logits)
         return dataclasses.replace(mask, refinement_token=token)
 
     async def _write_with(

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from splitsam.common import tracing
 from splitsam.common.batcher import Batcher, Lane, Served
 from splitsam.common.device_guard import DeviceGuard
-from splitsam.common.errors import CacheUnavailable
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import RecordHeader
 from splitsam.common.tasks import gather_or_cancel
@@ -187,16 +186,13 @@ class Predictor:
     async def _keep_logits(
         self, tenant: str, header: RecordHeader, answer: PromptLogits, masks: tuple[Mask, ...]
     ) -> tuple[Mask, ...]:
-        """The masks with refinement tokens, or without where the cache cannot keep their logits."""
+        """The masks with refinement tokens."""
         logits = answer.logits
         if logits.device.type != "cpu":  # of a GPU without our kernels, whose logits stay where masks are cut from them
             logits = await asyncio.to_thread(logits.cpu)
 
-        async def keep(mask: Mask, index: int) -> Mask:
-            token = await self._refinements.save(tenant, header, mask.mask_index, logits[index])
-            return dataclasses.replace(mask, refinement_token=token)
-
-        try:
-            return tuple(await gather_or_cancel(keep(mask, index) for index, mask in enumerate(masks)))
-        except CacheUnavailable:
-            return masks
+        kept = []
+        for mask, row in zip(masks, logits, strict=True):
+            token = self._refinements.save(tenant, header, mask.mask_index, row)
+            kept.append(dataclasses.replace(mask, refinement_token=token))
+        return tuple(kept)

@@ -1,5 +1,7 @@
 """Logits of earlier answers, kept for a while under a token that only their tenant and embedding can use."""
 
+import asyncio
+import contextlib
 import dataclasses
 import time
 
@@ -8,15 +10,19 @@ import numpy.typing as npt
 import torch
 
 from splitsam.common.cache import RecordCache
-from splitsam.common.errors import RefinementExpired
+from splitsam.common.errors import CacheUnavailable, RefinementExpired
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key, to_fp16
 
+# Logits of 128 KiB on their way to Redis at once; when there are more, it hangs, and the rest stays in memory alone.
+_MOST_WRITES = 256
+_WRITE_S = 10.0  # the cache's own timeout is shorter
+
 
 class RefinementStore:
-    """Keeps logits in Redis for every replica, and in memory for this one.
+    """Keeps logits in memory for this replica and, no answer waiting for that, in Redis for every one.
 
     Args:
         budget_bytes: what the logits in memory may take.
@@ -29,9 +35,14 @@ class RefinementStore:
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._resident: ByteBudgetLRU[Address, tuple[torch.Tensor, float]] = ByteBudgetLRU(budget_bytes)
+        self._writes: set[asyncio.Task[None]] = set()
 
-    async def save(self, tenant: str, embedding: RecordHeader, mask_index: int, logits: torch.Tensor) -> str:
-        """Keep one mask's logits.
+    async def close(self) -> None:
+        """Waits for what is on its way to Redis."""
+        await asyncio.gather(*self._writes)
+
+    def save(self, tenant: str, embedding: RecordHeader, mask_index: int, logits: torch.Tensor) -> str:
+        """Keep one mask's logits, which this replica can use at once and the others when Redis has them.
 
         Args:
             embedding: the header of the embedding the mask belongs to.
@@ -39,17 +50,21 @@ class RefinementStore:
 
         Returns:
             The token, 64 hex digits.
-
-        Raises:
-            CacheUnavailable: the cache does not answer.
         """
         address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
         header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
         # A view would keep the whole batch alive.
         kept = logits.clone() if logits.dtype == torch.float16 else to_fp16(logits)
-        await self._cache.put(header, kept[None], ttl_s=self._ttl_s)
         self._remember(address, kept)
+        if len(self._writes) < _MOST_WRITES:
+            write = asyncio.create_task(self._write(header, kept))
+            self._writes.add(write)
+            write.add_done_callback(self._writes.discard)
         return address.key.hex()
+
+    async def _write(self, header: RecordHeader, logits: torch.Tensor) -> None:
+        with contextlib.suppress(CacheUnavailable):  # the cache has said so in the log
+            await self._cache.put(header, logits[None], ttl_s=self._ttl_s, wait_s=_WRITE_S)
 
     async def load(self, tenant: str, embedding_key: bytes, token: str) -> npt.NDArray[np.float16]:
         """The logits behind a token.

@@ -50,6 +50,7 @@ class DecoderService:
         self._batcher: Batcher[ImageJob, list[PromptLogits]] | None = None
         self._predictor: Predictor | None = None
         self._everything: Everything | None = None
+        self._refinements: RefinementStore | None = None
         self._cache = RecordCache(
             settings.redis_address(),
             timeout_ms=settings.redis_timeout_ms,
@@ -91,7 +92,7 @@ class DecoderService:
             ttl_s=settings.embedding_ttl_s,
             metrics=self._metrics,
         )
-        refinements = RefinementStore(
+        self._refinements = refinements = RefinementStore(
             self._cache,
             self._keys,
             budget_bytes=settings.logits_memory_bytes,
@@ -129,6 +130,8 @@ class DecoderService:
             await self._predictor.close()
         if self._everything is not None:
             await self._everything.close()
+        if self._refinements is not None:
+            await self._refinements.close()
         await self._cache.close()
 
     def _load(self) -> tuple[DecoderModel, ModelInfo]:
