@@ -1,7 +1,7 @@
 """The decoder's network as CUDA graphs: a tile costs one copy of its numbers and one launch instead of two hundred.
 
 There is a graph for each number of prompts (powers of two; a tile is filled up with its own first prompt), of tokens
-and of masks, the last two exact. Tiles of a shape that was not captured run launch by launch.
+(fillers included) and of masks. Tiles of a shape that was not captured run launch by launch.
 """
 
 import itertools
@@ -13,17 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
+from torch.nn import functional as F
 
 from splitsam.common.architectures import EMBEDDING_SHAPE
 from splitsam.decoder_service.addressed import AddressedPixels
-from splitsam.decoder_service.network import Network, Prediction
+from splitsam.decoder_service.network import KERNEL_WIDTHS, OUTPUT_TOKENS, Network, Prediction
 from splitsam.decoder_service.packing import Tile
 from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.transfers import upload
 
-# One to six points, or a box with up to five. With those of the outputs the first two are filled up to 8 tokens and the
-# others to 16, as all further ones are: so every kernel is compiled when these are captured, and no click waits.
-CAPTURED_TOKENS = (2, 3, 4, 5, 6, 7)
 CAPTURED_MASKS = (1, 3)
 WARM_UP_CALLS = 2
 Shape = tuple[int, int, int]
@@ -37,7 +35,7 @@ class _Graph:
 
 
 class TileRunner:
-    """Runs tiles of at most 11 prompt tokens through `AddressedPixels`. One thread at a time may call it.
+    """Runs tiles of prompts filled up to `KERNEL_WIDTHS` through `AddressedPixels`. One thread at a time may call it.
 
     Args:
         max_prompts: in a tile.
@@ -55,7 +53,7 @@ class TileRunner:
         blank = self._network.prepare(torch.zeros(EMBEDDING_SHAPE))
         with torch.cuda.device(self._network.device):
             pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            for prompts, tokens, masks in itertools.product(reversed(self._sizes), CAPTURED_TOKENS, CAPTURED_MASKS):
+            for prompts, tokens, masks in itertools.product(reversed(self._sizes), KERNEL_WIDTHS, CAPTURED_MASKS):
                 row = pack_numbers(
                     [blank.rows.data_ptr()], np.zeros((1, tokens, 2)), np.zeros((1, tokens)), np.zeros((1, masks))
                 )
@@ -95,10 +93,12 @@ class TileRunner:
         kinds = numbers[:, 2 + 2 * tokens : 2 + 3 * tokens].long()
         wanted = numbers[:, 2 + 3 * tokens : 2 + 3 * tokens + masks].long()
         embedded = self._network.embed(coords, kinds)
+        barred = F.pad(torch.where(kinds < 0, float("-inf"), 0.0), (OUTPUT_TOKENS, 0))
         # Each prompt finds its source by itself, so each is a source of its own here.
         offsets = torch.arange(len(numbers) + 1, device=numbers.device)
         jagged = nested_tensor_from_jagged(embedded, offsets)
-        return self._network.predict(jagged, AddressedPixels(addresses, self._network.positions), wanted)
+        pixels = AddressedPixels(addresses, self._network.positions, barred)
+        return self._network.predict(jagged, pixels, wanted)
 
 
 def pack_numbers(

@@ -27,7 +27,7 @@ from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
 from splitsam.decoder_service.prepared import PreparedEmbedding
-from splitsam.decoder_service.transfers import Download, Steps, finish, finish_on_loop
+from splitsam.decoder_service.transfers import Download, Steps, finish, finish_on_loop, upload
 
 LOGITS_BYTES = 4 * LOW_RES_SIDE_PX**2
 Owner = tuple[int, int]  # a job, and a prompt of it
@@ -81,7 +81,7 @@ class DecoderModel:
     @torch.no_grad()
     def capture(self) -> None:
         """Make CUDA graphs of the usual shapes, in some seconds; without it they run launch by launch."""
-        if self._network.has_kernels_for(0):
+        if self._network.widths:
             self._runner.capture()
 
     @torch.no_grad()
@@ -132,7 +132,9 @@ class DecoderModel:
         images: dict[int, PreparedEmbedding] = {}
         tiles, outputs, sources, scores, logits = [], [], [], [], []
         with exact_convolutions(self.device, self.dtype):
-            for tile in pack(jobs, max_prompts):  # the device computes on one while the next is packed
+            for tile in pack(
+                jobs, max_prompts, self._network.widths
+            ):  # the device computes on one while the next is packed
                 images |= {i: self._prepared(jobs[i]) for i in tile.job_of_source if i not in images}
                 sources.append(self._prepare_sources(tile, images))
                 outputs.append(self._forward(tile, sources[-1]))
@@ -196,7 +198,7 @@ class DecoderModel:
 
     def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
         network = self._network
-        if network.has_kernels_for(tile.kinds.shape[1]):
+        if tile.kinds.shape[1] in network.widths:
             return self._runner.run(tile, sources)
         tokens = network.embed(self._to_device(tile.coords), self._to_device(tile.kinds))
         jagged = nested_tensor_from_jagged(tokens, self._to_device(tile.offsets))
@@ -211,7 +213,8 @@ class DecoderModel:
         sources = [images[i] for i in tile.job_of_source]
         masked = len(tile.mask_inputs)
         if masked:
-            sources[-masked:] = self._network.prepare_masked(sources[-masked:], self._to_device(tile.mask_inputs))
+            mask_inputs = upload(tile.mask_inputs, self.device)
+            sources[-masked:] = self._network.prepare_masked(sources[-masked:], mask_inputs)
         return sources
 
     def _to_device(self, array: object) -> Tensor:

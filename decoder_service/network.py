@@ -11,14 +11,16 @@ from torch.nn import functional as F
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
-from splitsam.decoder_service.addressed import AddressedPixels
+from splitsam.decoder_service.addressed import TOKEN_COUNTS, AddressedPixels
 from splitsam.decoder_service.mask_inputs import MaskDownscaling
 from splitsam.decoder_service.paint import Painter
-from splitsam.decoder_service.pixels import MOST_ABSORBED_TOKENS, Pixels, attend_by_head
+from splitsam.decoder_service.pixels import HEADS, Pixels, attend_by_head
 from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
 
 MASK_TOKENS = 4
 OUTPUT_TOKENS = 1 + MASK_TOKENS  # that of the IoU, and of masks
+# One point, two, or a box alone or with a point; and all others up to ten points.
+KERNEL_WIDTHS = tuple(tokens - OUTPUT_TOKENS for tokens in TOKEN_COUNTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,10 @@ class Network:
             self._downscaling = MaskDownscaling(encoder.mask_downscaling)
             self._painter = Painter(sam.mask_decoder.output_upscaling, device, dtype, self._has_kernels)
 
-    def has_kernels_for(self, prompt_tokens: int) -> bool:
-        """Whether `AddressedPixels` take prompts of so many tokens."""
-        return self._has_kernels and OUTPUT_TOKENS + prompt_tokens <= MOST_ABSORBED_TOKENS
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of prompt tokens, fillers included, that `AddressedPixels` take; none without kernels."""
+        return KERNEL_WIDTHS if self._has_kernels else ()
 
     def prepare(self, embedding: Tensor) -> PreparedEmbedding:
         """See `DecoderModel.prepare`."""
@@ -78,14 +81,14 @@ class Network:
 
         Args:
             coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
-            kinds: [P, T] int64, of `packing`.
+            kinds: [P, T] int64, of `packing`; what a filler becomes matters to nobody.
         """
         unit = 2 * ((coords + 0.5) / IMAGE_SIDE_PX) - 1
         # Written out because a matmul would lose the low bits of coordinates wherever TF32 is on.
         gaussian = self._encoder.pe_layer.positional_encoding_gaussian_matrix
         angles = 2 * torch.pi * (unit[..., :1] * gaussian[0] + unit[..., 1:] * gaussian[1])
         encoding = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        prompt = encoding * (kinds > 0)[..., None] + self._kind_embeddings[kinds]
+        prompt = encoding * (kinds > 0)[..., None] + self._kind_embeddings[kinds.clamp_min(0)]
         return torch.cat([self._output_tokens.expand(len(prompt), -1, -1), prompt], dim=1).to(self.dtype)
 
     def predict(self, tokens: Tensor, pixels: Pixels | AddressedPixels, wanted: Tensor) -> Prediction:
@@ -111,12 +114,14 @@ class Network:
         about 100 us an operation.
         """
         queries = tokens = tokens.values()
+        barred = pixels.barred
+        mask = None if barred is None else barred.to(tokens.dtype)[:, None, None].expand(-1, HEADS, tokens.shape[1], -1)
         for layer in self._transformer.layers:
             if layer.skip_first_layer_pe:
-                queries = _attend(layer.self_attn, queries, queries, queries)
+                queries = _attend(layer.self_attn, queries, queries, queries, mask)
             else:
                 located = queries + tokens
-                queries = queries + _attend(layer.self_attn, located, located, queries)
+                queries = queries + _attend(layer.self_attn, located, located, queries, mask)
             queries = layer.norm1(queries)
             queries = layer.norm2(queries + pixels.read(layer.cross_attn_token_to_image, queries + tokens))
             queries = layer.norm3(queries + layer.mlp(queries))
@@ -149,8 +154,8 @@ class Heads:
         return torch.baddbmm(last_bias, tokens, last_weight)
 
 
-def _attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """`Attention.forward` of segment_anything on [N, n, 256]."""
-    mixed = attend_by_head(attention.q_proj(queries), attention.k_proj(keys), attention.v_proj(values))
+def _attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """`Attention.forward` of segment_anything on [N, n, 256]; `mask` as of `attend_by_head`."""
+    mixed = attend_by_head(attention.q_proj(queries), attention.k_proj(keys), attention.v_proj(values), mask)
     output: Tensor = attention.out_proj(mixed)
     return output

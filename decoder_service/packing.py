@@ -1,9 +1,9 @@
 """Packs the prompts of many callers into tiles that go through the model together.
 
 SAM attends to every prompt token, a "not a point" token included, so a padded prompt gives another mask. A tile
-therefore holds prompts of one exact token count, and nothing is ever padded to fit a neighbour. Within a tile the
-ragged dimension is prompts per source: a source is an image embedding plus its dense prompt embedding, shared by all
-prompts on that image without a mask input, and a prompt with one is a source of its own.
+therefore holds prompts of one exact token count, unless the model takes fillers: tokens that nothing attends to. Within
+a tile the ragged dimension is prompts per source: a source is an image embedding plus its dense prompt embedding,
+shared by all prompts on that image without a mask input, and a prompt with one is a source of its own.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from splitsam.decoder_service.prepared import PreparedEmbedding
 from splitsam.decoder_service.prompts import FloatArray, Prompt, Selection
 
 NOT_A_POINT, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = range(5)
+FILLER = -1
 # Rows in the order of Selection's members; -1 is the best of 1 to 3.
 _SELECTIONS = (Selection.SINGLE, Selection.BEST, Selection.ALL)
 _WANTED = np.array([(0, 0, 0), (-1, -1, -1), (1, 2, 3)])
@@ -61,7 +62,7 @@ class Tile:
         mask_inputs: [M, 1, 256, 256] float16 or float32, of the last M sources.
         offsets: [S + 1] int64, where each source's prompts begin.
         coords: [P, T, 2] float32, pixels (x, y) of the 1024 x 1024 input.
-        kinds: [P, T] int64, NOT_A_POINT to BOX_BOTTOM_RIGHT.
+        kinds: [P, T] int64, NOT_A_POINT to BOX_BOTTOM_RIGHT, or behind those FILLER.
         wanted: [P, K] int64 mask tokens to answer with, K = 1 or 3; -1 for the best of 1 to 3.
         counts: [P] int64, how many of those were asked for; the others repeat one.
     """
@@ -78,7 +79,7 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """G prompts of one token count, the arrays as in `Tile`.
+    """G prompts of one tile's token count, the arrays as in `Tile`.
 
     Args:
         jobs, prompts: [G] indices, of a job and of a prompt of it.
@@ -99,11 +100,14 @@ class _Group:
         return _Group(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def pack(jobs: Sequence[ImageJob], max_prompts: int) -> Iterator[Tile]:
-    """Group prompts by exact token count and cut each group into tiles of at most `max_prompts`.
+def pack(jobs: Sequence[ImageJob], max_prompts: int, widths: Sequence[int] = ()) -> Iterator[Tile]:
+    """Group prompts by token count and cut each group into tiles of at most `max_prompts`.
 
     Laid out as arrays of one count of points at a time: a batch has hundreds of prompts, and arrays of two numbers
     are slow.
+
+    Args:
+        widths: token counts, ascending, to the next of which prompts are filled up; longer ones keep their own.
     """
     layouts: dict[tuple[int, bool], list[tuple[int, int]]] = defaultdict(list)
     for i, job in enumerate(jobs):
@@ -113,7 +117,7 @@ def pack(jobs: Sequence[ImageJob], max_prompts: int) -> Iterator[Tile]:
     images = np.array([first_job.setdefault(id(job.embedding), i) for i, job in enumerate(jobs)], np.int64)
     by_tokens: dict[int, list[_Group]] = defaultdict(list)
     for (points, boxed), owners in layouts.items():
-        group = _lay_out(jobs, images, np.array(owners, np.int64), points, boxed)
+        group = _lay_out(jobs, images, np.array(owners, np.int64), points, boxed, widths)
         by_tokens[group.kinds.shape[1]].append(group)
     for groups in by_tokens.values():
         joined = _Group(*(np.concatenate([getattr(group, field.name) for group in groups]) for field in fields(_Group)))
@@ -128,24 +132,29 @@ def _lay_out(
     owners: npt.NDArray[np.int64],
     points: int,
     boxed: bool,
+    widths: Sequence[int],
 ) -> _Group:
     """Prompts of so many points, with or without a box, as the tokens that `PromptEncoder` makes of them.
 
-    Those are points, then box corners or, behind points alone, a padding token.
+    Those are points, then box corners or, behind points alone, a padding token; then fillers to the next of `widths`.
 
     Source: `ResizeLongestSide.apply_coords` and `PromptEncoder.forward` of segment_anything.
     """
     pairs = [(jobs[i], jobs[i].prompts[j]) for i, j in owners.tolist()]
     prompts = [prompt for _, prompt in pairs]
     tokens = points + 2 * boxed + (points > 0 and not boxed)
-    coords, kinds = np.zeros((len(prompts), tokens, 2)), np.full((len(prompts), tokens), NOT_A_POINT, np.int64)
+    width = next((width for width in widths if width >= tokens), tokens)
+    coords, kinds = np.zeros((len(prompts), width, 2)), np.full((len(prompts), width), NOT_A_POINT, np.int64)
+    kinds[:, tokens:] = FILLER
     if points:
         coords[:, :points] = np.stack([prompt.points for prompt in prompts])
         labels = np.stack([prompt.labels for prompt in prompts])
         kinds[:, :points] = np.where(labels == 1, FOREGROUND, BACKGROUND)
     if boxed:
-        coords[:, points:] = np.stack([prompt.box for prompt in prompts if prompt.box is not None]).reshape(-1, 2, 2)
-        kinds[:, points:] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
+        coords[:, points:tokens] = np.stack([prompt.box for prompt in prompts if prompt.box is not None]).reshape(
+            -1, 2, 2
+        )
+        kinds[:, points:tokens] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
     # The sides are rounded to whole pixels one by one, so x and y scale a little differently.
     scales = [[kept / length for kept, length in zip(job.input_size, job.original_size, strict=True)] for job in jobs]
     coords *= np.array(scales)[owners[:, 0], None, ::-1]

@@ -43,6 +43,7 @@ class Pixels:
         self._positions = positions
         self._own: Tensor | None = None
         self._located: Tensor | None = None
+        self.barred: Tensor | None = None  # no prompt has fillers
 
     @property
     def own(self) -> Tensor:
@@ -147,10 +148,14 @@ class Pixels:
         return ranges
 
 
-def attend_by_head(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of 8 heads: [N, n, C] queries, [N, m, C] keys and values to [N, n, C]."""
+def attend_by_head(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of 8 heads: [N, n, C] queries, [N, m, C] keys and values to [N, n, C].
+
+    Args:
+        mask: [N, 8, n, m], added to the scores.
+    """
     q, k, v = (split_heads(side) for side in (queries, keys, values))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def split_heads(side: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from decoder_support import SamPredictor, embedding, image_job, prompt, random_s
 from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.masks import upsample_logits, write_masks
 from splitsam.decoder_service.model import DecoderModel
-from splitsam.decoder_service.network import Network
+from splitsam.decoder_service.network import KERNEL_WIDTHS, Network
 from splitsam.decoder_service.packing import ImageJob, pack
 from splitsam.decoder_service.prompts import OutputOptions, Prompt, Selection
 
@@ -205,7 +205,8 @@ def test_prompts_that_find_their_image_by_its_address_get_the_same_logits():
         image_job(image, ODD_SIZE, [prompt(j, ODD_SIZE, **kind) for j, kind in enumerate(kinds)]) for image in images
     ]
     expected = model.decode(jobs)
-    tiles = list(pack(jobs, 16))
+    tiles = list(pack(jobs, 16, KERNEL_WIDTHS))
+    assert sorted(tile.kinds.shape[1] for tile in tiles) == list(KERNEL_WIDTHS)  # whatever the prompts
     assert sum(len(tile.owners) for tile in tiles) == 8
     for tile in tiles:
         found = runner.run(tile, [images[i] for i in tile.job_of_source])

@@ -4,6 +4,7 @@ from decoder_support import embedding, image_job, prompt
 from splitsam.decoder_service.packing import (
     BOX_BOTTOM_RIGHT,
     BOX_TOP_LEFT,
+    FILLER,
     FOREGROUND,
     NOT_A_POINT,
     ImageJob,
@@ -20,6 +21,25 @@ def test_tiles_hold_one_token_count_each():
         # A point, two corners of a box, and a padding token behind points alone.
         counts = {j % 3 + 2 * (j % 2 == 0) + (j % 3 > 0 and j % 2 == 1) for _, j in tile.owners}
         assert counts == {tile.kinds.shape[1]}
+
+
+def test_prompts_are_filled_up_to_share_tiles_where_that_is_allowed():
+    asked = [prompt(j, SIZE, points=j) for j in range(1, 13)] + [prompt(13, SIZE, box=True)]
+    few, many, *own = pack([image_job(embedding(0), SIZE, asked)], 64, widths=(3, 11))
+    assert [len(tile.owners) for tile in (few, many, *own)] == [3, 8, 1, 1]  # 11 and 12 points have 12 and 13 tokens
+    assert few.kinds.tolist()[0][1:] == [NOT_A_POINT, FILLER]
+    assert few.kinds.tolist()[2] == [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, FILLER]
+    assert (many.kinds == FILLER).sum(1).tolist() == list(range(7, -1, -1))
+    assert not any((tile.kinds == FILLER).any() for tile in own)
+    exact = {owner: row for tile in pack([image_job(embedding(0), SIZE, asked)], 64) for owner, row in rows_of(tile)}
+    for tile in (few, many, *own):
+        for owner, (coords, kinds) in rows_of(tile):
+            np.testing.assert_array_equal(coords[kinds != FILLER], exact[owner][0])
+            np.testing.assert_array_equal(kinds[kinds != FILLER], exact[owner][1])
+
+
+def rows_of(tile):
+    return zip(tile.owners, zip(tile.coords, tile.kinds, strict=True), strict=True)
 
 
 def test_one_point_and_one_box_share_a_tile():
