@@ -1,5 +1,6 @@
 """Its presence puts this folder on the import path, so that tests of every kind share its helpers."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from splitsam.common.metrics import Metrics
 hypothesis.settings.register_profile("splitsam", deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=5000)
 hypothesis.settings.load_profile("splitsam")
+
+# A shell without job control has what it starts in the background ignore SIGINT, and children inherit that: those that
+# tests interrupt would not notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

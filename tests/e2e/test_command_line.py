@@ -160,15 +160,7 @@ def test_top_watches_on_a_terminal_until_it_is_interrupted(stack):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
     command = [COMMAND, "top", stack.metrics_url("encoder"), "--interval", "0.2"]
-    # Where these tests run in the background, SIGINT may be ignored, which a child inherits.
-    with subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as watching:
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as watching:
         try:
             os.close(theirs)
             seen = b""
