@@ -14,7 +14,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from redis_process import RedisProcess
 
 from splitsam.common import tracing
+from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.metrics import Metrics
+from splitsam.encoder_service.precision import AUTO, PRECISIONS
 
 # No test fails for being slow on a busy machine, and all runs try the same examples; `thorough` is asked for by flag.
 hypothesis.settings.register_profile("splitsam", deadline=None, derandomize=True, database=None)
@@ -29,6 +31,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the services of the end-to-end tests compute: cpu or cuda")
+    parser.addoption("--precision", choices=(*PRECISIONS, AUTO), help="of their encoders; by default fp32")
+    parser.addoption("--model", choices=tuple(ARCHITECTURES), default="vit_t", help="whose random weights they serve")
     parser.addoption("--memory-clicks", type=int, default=300, help="of test_click_memory.py")
     parser.addoption("--memory-images", type=int, default=60, help="likewise; the decoder has room for a tenth")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from e2e_support import TOKENS, Caller, draw, image_file
+from e2e_support import START_DEADLINE_S, TOKENS, Caller, draw, image_file
 from example_support import prepare_go, prepare_node
 from safetensors.torch import save_file
 
@@ -12,14 +12,22 @@ from splitsam.common.architectures import ARCHITECTURES, build_sam
 from splitsam.v1 import encoder_pb2
 
 
-def _write_weights(path, seed):
-    """A vit_t with seeded weights, positions and biases included, whose masks are less noisy and logits larger."""
+def _random_sam(model, seed):
+    """Seeded weights, positions and biases included."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sam = build_sam(ARCHITECTURES["vit_t"]).requires_grad_(False)
+        sam = build_sam(ARCHITECTURES[model]).requires_grad_(False)
         for parameter in sam.parameters():
             if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    return sam
+
+
+def _write_weights(path, seed, model="vit_t"):
+    """Random weights whose masks are less noisy and logits larger; all models have the same decoder."""
+    sam = _random_sam("vit_t", seed)
+    if model != "vit_t":
+        sam.image_encoder = _random_sam(model, seed).image_encoder
     for upscaling in (sam.mask_decoder.output_upscaling[0], sam.mask_decoder.output_upscaling[3]):
         upscaling.weight.lerp_(upscaling.weight.mean((2, 3), keepdim=True), 0.8)
     for mlp in sam.mask_decoder.output_hypernetworks_mlps:
@@ -29,16 +37,44 @@ def _write_weights(path, seed):
     return path
 
 
+def _is_encoder_chosen(config):
+    return config.getoption("--precision") is not None or config.getoption("--model") != "vit_t"
+
+
 def pytest_collection_modifyitems(config, items):
+    reasons = {}
     if config.getoption("--device") != "cpu":
-        for item in items:
-            if item.get_closest_marker("needs_slow_model"):
-                item.add_marker(pytest.mark.skip(reason="a GPU serves the queue before it can be seen to wait"))
+        reasons["needs_slow_model"] = "a GPU serves the queue before it can be seen to wait"
+    if config.getoption("--precision") not in (None, "fp32"):
+        reasons["needs_fp32"] = "it compares numbers with those of segment-anything in fp32"
+    if _is_encoder_chosen(config):
+        reasons["own_services"] = "it starts services of its own, with another encoder than was asked for"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+        if _is_encoder_chosen(config):
+            item.add_marker(pytest.mark.timeout(START_DEADLINE_S + 300))  # the first test waits for two encoders
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    return _write_weights(tmp_path_factory.mktemp("weights") / "random.safetensors", seed=1)
+def model_name(pytestconfig):
+    return pytestconfig.getoption("--model")
+
+
+@pytest.fixture(scope="session")
+def precision(pytestconfig, on_gpu):
+    """What the encoders say that they compute in."""
+    asked = pytestconfig.getoption("--precision") or "fp32"
+    unmeasured = "bf16" if on_gpu else "fp32"
+    return unmeasured if asked == "auto" else asked
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory, model_name):
+    path = _write_weights(tmp_path_factory.mktemp("weights") / "random.safetensors", seed=1, model=model_name)
+    yield path
+    path.unlink()  # up to 2.5 GB, and pytest keeps the folders of three runs
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +101,14 @@ def on_gpu(pytestconfig):
 
 
 @pytest.fixture(scope="session")
+def precision_args(pytestconfig):
+    """Of an encoder alone; each size of a batch is compiled by itself."""
+    asked = pytestconfig.getoption("--precision")
+    chosen = ("--precision", asked) if asked else ()
+    return (*chosen, "--batch-sizes", "1,4") if _is_encoder_chosen(pytestconfig) else ()
+
+
+@pytest.fixture(scope="session")
 def service_args(weights, device_args, tenant_args):
     # On a busy machine the queue may take longer than its default bound.
     patience = ("--max-queue-ms", "120000", "--max-bulk-queue-ms", "120000")
@@ -72,12 +116,18 @@ def service_args(weights, device_args, tenant_args):
 
 
 @pytest.fixture(scope="session")
-def stack(service_args, tmp_path_factory):
+def encoder_args(service_args, precision_args):
     # On a busy machine an encode may take longer than the default wait for another replica's.
+    return *service_args, *precision_args, "--claim-wait-ms", "60000"
+
+
+@pytest.fixture(scope="session")
+def stack(service_args, encoder_args, tmp_path_factory):
     settings = StackSettings(
-        encoder_args=(*service_args, "--claim-wait-ms", "60000"),
+        encoder_args=encoder_args,
         decoder_args=(*service_args, "--predict-timeout-ms", "120000"),
         run_folder=tmp_path_factory.mktemp("stack"),
+        start_timeout_s=START_DEADLINE_S,
         stop_timeout_s=30.0,
     )
     with Stack(settings.on_free_ports()) as running:
@@ -87,14 +137,15 @@ def stack(service_args, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def open_stack(weights, device_args, tmp_path_factory):
+def open_stack(weights, device_args, precision_args, tmp_path_factory):
     """A second deployment, without tenants, to stop parts of; its decoder keeps one embedding in memory."""
     arguments = ("--checkpoint", str(weights), *device_args, "--redis-timeout-ms", "500", "--max-queue-ms", "120000")
     settings = StackSettings(
-        encoder_args=arguments,
+        encoder_args=(*arguments, *precision_args),
         decoder_args=(*arguments, "--memory-bytes", str(4 * 4096 * 640)),
         gateway_port=0,
         run_folder=tmp_path_factory.mktemp("open-stack"),
+        start_timeout_s=START_DEADLINE_S,
         stop_timeout_s=30.0,
     )
     with Stack(settings.on_free_ports()) as running:

@@ -36,6 +36,7 @@ FOREGROUND, BACKGROUND = decoder_pb2.POINT_LABEL_FOREGROUND, decoder_pb2.POINT_L
 TOKENS = {"alpha": "alpha-token-0123456789", "beta": "beta-token-9876543210"}
 COMMAND = shutil.which("splitsam", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 DEADLINE_S = 60.0
+START_DEADLINE_S = 600.0  # large models are compiled for minutes, on a GPU whose caches are cold
 _POLL_S = 0.01
 # Signs of an exception, a source file or an address in a text that a client gets to see.
 _LEAK = re.compile(
@@ -227,7 +228,7 @@ def running_service(
 
     try:
         if until_ready:
-            wait_until(is_ready, f"the {name} is ready")
+            wait_until(is_ready, f"the {name} is ready", START_DEADLINE_S)
         yield service
     finally:
         stop_all([child], DEADLINE_S)

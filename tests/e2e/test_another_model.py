@@ -88,6 +88,7 @@ def colours(stack, weights, other_weights, device_args, tenant_args):
 
 
 @pytest.mark.long
+@pytest.mark.own_services
 @pytest.mark.timeout(600)
 def test_callers_are_moved_to_another_model_without_a_failure(colours, alpha, where, tmp_path):
     blue, green = colours["blue"], colours["green"]

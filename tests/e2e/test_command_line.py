@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 
@@ -71,10 +72,11 @@ def test_segment_that_finds_nothing_says_what_to_try(where, picture, tmp_path):
     assert result.stdout == "0 masks; try a lower --min-score and --min-stability\n"
 
 
-def test_info_names_model_and_limits(where, model_id, tmp_path):
+def test_info_names_model_and_limits(where, model_name, model_id, tmp_path):
     as_text, as_json = (run_command("info", *options, *where, folder=tmp_path) for options in ((), ("--json",)))
     assert (as_text.returncode, as_text.stderr) == (0, "")
-    assert "vit_t (demonstration model)" in as_text.stdout
+    assert (f"{model_name} (demonstration model)" in as_text.stdout) == (model_name == "vit_t")
+    assert model_name in as_text.stdout
     assert model_id in as_text.stdout
     info = json.loads(as_json.stdout)
     assert info["encoder"]["model_id"] == info["decoders"][0]["model_id"] == model_id
@@ -123,6 +125,7 @@ def test_bad_setting_of_a_service_is_one_line(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.own_services
 def test_up_serves_until_it_is_told_to_stop(weights, picture, tmp_path):
     options = "--checkpoint", str(weights), "--device", "cpu", "--run-folder", str(tmp_path / "run")
     command = [COMMAND, "up", "--free-ports", *options]
@@ -145,12 +148,12 @@ def test_up_serves_until_it_is_told_to_stop(weights, picture, tmp_path):
     wait_until(lambda: not is_serving(encoder) and not is_serving(decoder), "both services are gone")
 
 
-def test_top_prints_one_table_and_says_who_is_away(stack, tmp_path):
+def test_top_prints_one_table_and_says_who_is_away(stack, model_name, precision, tmp_path):
     addresses = [stack.metrics_url(name) for name in ("encoder", "decoder")]
     result = run_command("top", *addresses, "--once", "--interval", "0.2", folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("serving") == 2
-    assert result.stdout.count("vit_t fp32 on") == 2
+    assert re.findall(rf"{model_name} (\w+) on", result.stdout) == [precision, "fp32"]
     result = run_command("top", addresses[0], "127.0.0.1:1", "--once", "--interval", "0.2", folder=tmp_path)
     assert result.returncode == 1
     assert (result.stdout.count("serving"), result.stdout.count("no answer")) == (1, 1)

@@ -104,14 +104,15 @@ def test_encode_images_goes_on_past_bad_image(alpha, photo, encoded):
     assert "JPEG, PNG, WEBP" in error.field_violations[0].description
 
 
-def test_model_info_names_same_model_in_both_services(alpha, weights):
+def test_model_info_names_same_model_in_both_services(alpha, weights, model_name, precision):
     of_encoder = alpha.encoder.GetModelInfo(encoder_pb2.EncoderServiceGetModelInfoRequest(), **alpha.options())
     of_decoder = alpha.decoder.GetModelInfo(decoder_pb2.DecoderServiceGetModelInfoRequest(), **alpha.options())
     model_id = compute_model_id(load_file(weights))
+    assert types_pb2.Precision.Name(of_encoder.model.precision) == f"PRECISION_{precision.upper()}"
+    assert of_decoder.model.precision == types_pb2.PRECISION_FP32
     for info in (of_encoder, of_decoder):
         assert info.model.model_id == model_id
-        assert info.model.name == "vit_t"
-        assert info.model.precision == types_pb2.PRECISION_FP32
+        assert info.model.name == model_name
         assert info.model.device
         assert info.limits.max_image_bytes == 32 * 2**20
         assert info.limits.max_image_pixels == 64_000_000

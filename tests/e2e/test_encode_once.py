@@ -11,8 +11,8 @@ COPIES = 8
 
 
 @pytest.fixture(scope="module")
-def second_encoder(stack, service_args):
-    with running_service(stack, "encoder", *service_args, "--claim-wait-ms", "60000") as service:
+def second_encoder(stack, encoder_args):
+    with running_service(stack, "encoder", *encoder_args) as service:
         yield service
 
 
@@ -48,11 +48,11 @@ def test_image_sent_to_two_encoders_at_once_is_computed_once(alpha, stack, secon
     assert {answer.cache_hit for answer in answers} == {False, True}
 
 
-def test_encoder_takes_over_when_the_other_gives_its_claim_back(alpha, stack):
+def test_encoder_takes_over_when_the_other_gives_its_claim_back(alpha, stack, precision):
     """The claim of a replica is taken and given back by hand: its caller hung up, or the image was bad."""
     image = image_file(draw(502), "JPEG")[:3000]
     info = alpha.encoder.GetModelInfo(encoder_pb2.EncoderServiceGetModelInfoRequest(), **alpha.options()).model
-    version = EncodingVersion(info.model_id, info.preprocess_version, precision="fp32", codec="fp16")
+    version = EncodingVersion(info.model_id, info.preprocess_version, precision, codec="fp16")
     keys = KeyRing([(stack.folder / "secret").read_bytes().strip()])
     [address] = keys.embedding_addresses("alpha", hashlib.sha256(image).digest(), version)
     claims = {"name": "splitsam_cache_seconds_count", "operation": "claim"}

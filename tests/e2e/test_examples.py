@@ -91,9 +91,9 @@ def test_an_example_encodes_again_drops_tokens_and_waits_as_told(
 
 
 @pytest.fixture(scope="module")
-def cacheless(stack, service_args):
+def cacheless(stack, encoder_args):
     """An encoder that finds no Redis where it is told to look."""
-    with running_service(stack, "encoder", *service_args, "--redis-url", "redis://127.0.0.1:1/0") as service:
+    with running_service(stack, "encoder", *encoder_args, "--redis-url", "redis://127.0.0.1:1/0") as service:
         yield service
 
 

@@ -15,7 +15,10 @@ from bench.faults.failing_device import FAULT_FOLDER
 from splitsam.client import Client, SplitsamError
 from splitsam.common.process import DEVICE_LOST_STATUS
 
-pytestmark = pytest.mark.timeout(600)  # six processes start here, some of them twice, while others compute
+pytestmark = [
+    pytest.mark.timeout(600),  # six processes start here, some of them twice, while others compute
+    pytest.mark.own_services,
+]
 POINT = [(100, 80)]
 PAUSE_S = 0.3  # most of the machine is left to processes that start
 RIGHT_IOU = 0.99  # whom an answer shares its batch with may turn single pixels of its edge

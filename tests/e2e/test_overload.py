@@ -35,6 +35,7 @@ def small_stack(device_args, tmp_path):
 
 
 @pytest.mark.needs_slow_model
+@pytest.mark.own_services
 async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small_stack, photo):
     services = {"encode": "encoder", "click": "decoder"}
     async with Crowd(Place(small_stack.encoder, (small_stack.decoder,), photo)) as crowd:

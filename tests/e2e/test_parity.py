@@ -15,6 +15,8 @@ from splitsam.v1 import decoder_pb2 as pb
 
 from segment_anything.predictor import SamPredictor  # isort: skip  (splitsam makes it importable)
 
+pytestmark = pytest.mark.needs_fp32
+
 # Other kernels and batch shapes than the reference's move the last bits of fp32: 2e-6 seen, on logits up to 4.
 ROUNDING = 1e-5
 FP16 = 2.0**-11  # the relative error of rounding to fp16, in which logits travel
@@ -27,8 +29,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def predictor(weights, photo):
-    sam = build_sam(ARCHITECTURES["vit_t"])
+def predictor(weights, model_name, photo):
+    sam = build_sam(ARCHITECTURES[model_name])
     sam.load_state_dict(load_file(weights))
     predictor = SamPredictor(sam)
     predictor.set_image(np.asarray(Image.open(io.BytesIO(photo))))

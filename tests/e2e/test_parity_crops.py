@@ -16,6 +16,8 @@ from splitsam.common.checkpoints import load_model
 
 from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator  # isort: skip
 
+pytestmark = pytest.mark.own_services
+
 WIDTH, HEIGHT = 480, 320
 WHOLE = (0.0, 0.0, float(WIDTH), float(HEIGHT))
 # The demonstration model is far less sure of its masks than ViT-H, whose thresholds are the defaults.

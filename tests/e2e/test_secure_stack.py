@@ -20,6 +20,8 @@ from splitsam.client import TLS, AsyncClient, Client, SplitsamError
 from splitsam.client.processes import LOOPBACK
 from splitsam.client.stack import Stack, StackSettings
 
+pytestmark = pytest.mark.own_services
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 

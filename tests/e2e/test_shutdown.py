@@ -36,13 +36,13 @@ def decoder(stack, service_args):
 
 
 @pytest.fixture
-def encoder(stack, service_args):
-    with running_service(stack, "encoder", *service_args) as service:
+def encoder(stack, encoder_args):
+    with running_service(stack, "encoder", *encoder_args) as service:
         yield service
 
 
-def test_starting_service_says_when_to_come_again_and_can_be_stopped(stack, alpha, service_args):
-    with running_service(stack, "encoder", *service_args, until_ready=False) as service:
+def test_starting_service_says_when_to_come_again_and_can_be_stopped(stack, alpha, encoder_args):
+    with running_service(stack, "encoder", *encoder_args, until_ready=False) as service:
 
         def refused_by_the_server():
             service.child.check_alive("starting")

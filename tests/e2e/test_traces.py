@@ -14,6 +14,8 @@ from e2e_support import COMMAND, Caller, ask, draw, image_file, point, prompt, r
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
+pytestmark = pytest.mark.own_services
+
 TOKEN = "a-token-that-no-span-may-hold"
 PHOTO = image_file(draw(7))
 ENCODER, DECODER = "splitsam.v1.EncoderService", "splitsam.v1.DecoderService"

@@ -20,11 +20,11 @@ def forget_peak(service: Service) -> None:
     Path(f"/proc/{service.child.pid}/clear_refs").write_text("5")
 
 
-def test_memory_is_bounded_however_many_upload_at_once(stack, alpha, service_args):
+def test_memory_is_bounded_however_many_upload_at_once(stack, alpha, encoder_args):
     arguments = ["--max-image-bytes", str(IMAGE_MIB * MIB), "--max-upload-bytes", str(BUDGET_MIB * MIB)]
     upload = b"\xff\xd8\xff" + bytes(IMAGE_MIB * MIB - 3)  # refused after it has been read
     with (
-        running_service(stack, "encoder", *service_args, *arguments, "--upload-wait-ms", "60000") as service,
+        running_service(stack, "encoder", *encoder_args, *arguments, "--upload-wait-ms", "60000") as service,
         ThreadPoolExecutor(CALLERS) as threads,
     ):
         callers = [Caller(service.address, stack.decoder, alpha.token) for _ in range(CALLERS)]
