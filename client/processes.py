@@ -21,12 +21,14 @@ class StackError(Exception):
 
     Args:
         message: one line.
-        log_tail: the last lines of the log that tells more.
+        log_tail: the last lines of the log that tells more; tracebacks show them, too.
     """
 
     def __init__(self, message: str, log_tail: Sequence[str] = ()):
         super().__init__(message)
         self.log_tail = tuple(log_tail)
+        if self.log_tail:
+            self.add_note("\n".join(self.log_tail))
 
 
 class Child:

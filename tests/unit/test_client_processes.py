@@ -78,6 +78,7 @@ def test_dead_child_is_reported_with_its_status_and_last_lines(start):
     with pytest.raises(StackError, match="exited with status 1 while starting") as caught:
         child.check_alive("starting")
     assert caught.value.log_tail[-1] == "error: no weights"
+    assert caught.value.__notes__[0].endswith("error: no weights")
 
 
 def test_child_ended_by_a_signal_is_reported_by_its_name(start):
