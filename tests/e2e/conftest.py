@@ -11,7 +11,6 @@ from splitsam.client.stack import Stack, StackSettings
 from splitsam.common.architectures import ARCHITECTURES, build_sam
 from splitsam.v1 import encoder_pb2
 
-
 # Of decoders whose masks of `photo` are neither empty nor full, in whatever precision it is encoded.
 _SEEDS = {"vit_t": 1, "vit_b": 253, "vit_l": 364, "vit_h": 297}
 
