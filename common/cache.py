@@ -121,18 +121,22 @@ class RecordCache:
 
         return await self._first(kind, fetch, addresses, wait_s)
 
-    async def put(self, header: RecordHeader, values: torch.Tensor, *, ttl_s: int, wait_s: float | None = None) -> None:
-        """Store a record under its header's address.
+    async def put(self, *records: tuple[RecordHeader, torch.Tensor], ttl_s: int, wait_s: float | None = None) -> None:
+        """Store records under their headers' addresses, several in one round trip.
 
         Args:
-            values: header.shape, any float dtype, on the CPU.
+            records: headers and values; these of header.shape, any float dtype, on the CPU.
 
         Raises:
-            CacheUnavailable: Redis does not answer, or refuses (out of memory, read-only).
+            CacheUnavailable: Redis does not answer, or refuses (out of memory, read-only); some may be stored.
         """
 
         def store() -> None:
-            self._redis.set(header.address.redis_name(KIND_NAMES[header.kind]), pack_record(header, values), ex=ttl_s)
+            pipeline = self._redis.pipeline(transaction=False)
+            for header, values in records:
+                name = header.address.redis_name(KIND_NAMES[header.kind])
+                pipeline.set(name, pack_record(header, values), ex=ttl_s)
+            pipeline.execute()
 
         await self._call("set", store, wait_s)
 

@@ -16,8 +16,9 @@ from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key, to_fp16
 
-# Logits of 128 KiB on their way to Redis at once; when there are more, it hangs, and the rest stays in memory alone.
-_MOST_WRITES = 256
+# Logits of 128 KiB that wait for Redis; when there are more, it hangs, and the rest stays in memory alone.
+_MOST_WAITING = 256
+_WRITTEN_AT_ONCE = 16
 _WRITE_S = 10.0  # the cache's own timeout is shorter
 
 
@@ -35,11 +36,13 @@ class RefinementStore:
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._resident: ByteBudgetLRU[Address, tuple[torch.Tensor, float]] = ByteBudgetLRU(budget_bytes)
-        self._writes: set[asyncio.Task[None]] = set()
+        self._waiting: list[tuple[RecordHeader, torch.Tensor]] = []
+        self._writer: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Waits for what is on its way to Redis."""
-        await asyncio.gather(*self._writes)
+        if self._writer is not None:
+            await self._writer
 
     def save(self, tenant: str, embedding: RecordHeader, mask_index: int, logits: torch.Tensor) -> str:
         """Keep one mask's logits, which this replica can use at once and the others when Redis has them.
@@ -56,15 +59,18 @@ class RefinementStore:
         # A view would keep the whole batch alive.
         kept = logits.clone() if logits.dtype == torch.float16 else to_fp16(logits)
         self._remember(address, kept)
-        if len(self._writes) < _MOST_WRITES:
-            write = asyncio.create_task(self._write(header, kept))
-            self._writes.add(write)
-            write.add_done_callback(self._writes.discard)
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting.append((header, kept[None]))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
         return address.key.hex()
 
-    async def _write(self, header: RecordHeader, logits: torch.Tensor) -> None:
-        with contextlib.suppress(CacheUnavailable):  # the cache has said so in the log
-            await self._cache.put(header, logits[None], ttl_s=self._ttl_s, wait_s=_WRITE_S)
+    async def _write(self) -> None:
+        """One round trip after the other, each with what has come meanwhile."""
+        while self._waiting:
+            records, self._waiting = self._waiting[:_WRITTEN_AT_ONCE], self._waiting[_WRITTEN_AT_ONCE:]
+            with contextlib.suppress(CacheUnavailable):  # the cache has said so in the log
+                await self._cache.put(*records, ttl_s=self._ttl_s, wait_s=_WRITE_S)
 
     async def load(self, tenant: str, embedding_key: bytes, token: str) -> npt.NDArray[np.float16]:
         """The logits behind a token.

@@ -194,7 +194,7 @@ class EncodePipeline:
 
     async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
         try:
-            await self._cache.put(header, embedding, ttl_s=self._settings.embedding_ttl_s)
+            await self._cache.put((header, embedding), ttl_s=self._settings.embedding_ttl_s)
         except CacheUnavailable:
             return False
         return True

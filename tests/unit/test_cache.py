@@ -82,7 +82,7 @@ def name(header: RecordHeader) -> str:
 
 
 async def put(cache: RecordCache, header: RecordHeader, numbers: torch.Tensor | None = None, ttl_s: int = 60) -> None:
-    await cache.put(header, values(header.kind) if numbers is None else numbers, ttl_s=ttl_s, wait_s=60)
+    await cache.put((header, values(header.kind) if numbers is None else numbers), ttl_s=ttl_s, wait_s=60)
 
 
 async def get(cache: RecordCache, *headers: RecordHeader, ttl_s: int = 60, wait_s: float = 60):

@@ -25,7 +25,7 @@ async def use(cache, number, seen):
     header = header_of(number)
     value = float(number)
     for call in (
-        lambda: cache.put(header, torch.full(SHAPES[LOGITS], value), ttl_s=60),
+        lambda: cache.put((header, torch.full(SHAPES[LOGITS], value)), ttl_s=60),
         lambda: cache.peek(LOGITS, [header.address], ttl_s=60),
         lambda: cache.get(LOGITS, [header.address], ttl_s=60),
         lambda: cache.claim(header.address, ttl_ms=50),

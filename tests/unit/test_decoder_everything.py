@@ -94,7 +94,7 @@ async def serve(redis_server, metrics):
             input_size=Size(1024, round(1024 * height / width)),
             orientation=0,
         )
-        await cache.put(header, torch.zeros(SHAPES[EMBEDDING]) if values is None else values, ttl_s=60)
+        await cache.put((header, torch.zeros(SHAPES[EMBEDDING]) if values is None else values), ttl_s=60)
         batcher = Batcher(
             run,
             name="decoder",

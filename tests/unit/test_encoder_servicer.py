@@ -44,7 +44,7 @@ async def stored(redis_server: RedisProcess, metrics: Metrics):
         orientation=0,
     )
     values = torch.randn(SHAPES[EMBEDDING])
-    await cache.put(header, values, ttl_s=60, wait_s=30)
+    await cache.put((header, values), ttl_s=60, wait_s=30)
     yield servicer, header, values
     await pipeline.close()
     await batcher.close()

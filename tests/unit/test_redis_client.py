@@ -68,7 +68,7 @@ def header_of(number):
 
 
 async def put(cache, number):
-    await cache.put(header_of(number), torch.full(SHAPES[LOGITS], float(number)), ttl_s=60)
+    await cache.put((header_of(number), torch.full(SHAPES[LOGITS], float(number))), ttl_s=60)
 
 
 async def read(cache, number):
