@@ -198,7 +198,12 @@ def test_logits_come_to_the_host_for_those_who_ask(captured):
 
 
 def test_decoding_on_an_event_loop_gives_the_same_and_lets_others_run(captured):
-    jobs = [dataclasses.replace(job, cut=Cut(), on_host=True) for job in jobs_of(5, Selection.BEST)]
+    asked = {"cut": Cut(), "on_host": True}
+    jobs = [
+        dataclasses.replace(job, embedding=captured.prepare(job.embedding), **asked)
+        for job in jobs_of(5, Selection.BEST)
+    ]
+    captured.decode(jobs)
 
     async def decode() -> tuple[list[list[PromptLogits]], int]:
         others_turns = 0
