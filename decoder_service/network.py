@@ -16,6 +16,7 @@ from splitsam.decoder_service.mask_inputs import MaskDownscaling
 from splitsam.decoder_service.paint import Painter
 from splitsam.decoder_service.pixels import HEADS, Pixels, attend_by_head
 from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
+from splitsam.decoder_service.transfers import upload
 
 MASK_TOKENS = 4
 OUTPUT_TOKENS = 1 + MASK_TOKENS  # that of the IoU, and of masks
@@ -67,7 +68,9 @@ class Network:
 
     def prepare(self, embedding: Tensor) -> PreparedEmbedding:
         """See `DecoderModel.prepare`."""
-        pixels = embedding.to(self.device, self.dtype).flatten(1).mT + self._encoder.no_mask_embed.weight.to(self.dtype)
+        # From the host as it is: there, one thread would take longer to round it than the copy takes.
+        on_device = upload(embedding, self.device) if embedding.device.type == "cpu" else embedding.to(self.device)
+        pixels = on_device.to(self.dtype).flatten(1).mT + self._encoder.no_mask_embed.weight.to(self.dtype)
         return PreparedEmbedding(prepare_rows(self._transformer, pixels[None], self.positions)[0])
 
     def prepare_masked(self, images: list[PreparedEmbedding], mask_inputs: Tensor) -> list[PreparedEmbedding]:

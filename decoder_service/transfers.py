@@ -21,9 +21,9 @@ _PAUSE_S = 0.0005
 Result = TypeVar("Result")
 
 
-def upload(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """A copy on the device; the host does not wait for it."""
-    tensor = torch.from_numpy(array)
+def upload(array: npt.NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
+    """A copy of what is on the host; nobody waits for it."""
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
