@@ -255,6 +255,14 @@ def redis_of(stack: Stack) -> redis.Redis:
     return redis.Redis.from_url(stack.redis_url, socket_timeout=10)
 
 
+def logits_in_redis(stack: Stack, token: str) -> bytes:
+    """The name of a token's logits, once they have come there, behind the answer."""
+    with redis_of(stack) as connection:
+        wait_until(lambda: connection.keys(f"splitsam:logits:*:{token}"), "the logits are in Redis")
+        [name] = connection.keys(f"splitsam:logits:*:{token}")
+    return name
+
+
 def write_embedding(
     stack: Stack,
     tenant: str,

@@ -7,6 +7,7 @@ from e2e_support import (
     BACKGROUND,
     Caller,
     ask,
+    logits_in_redis,
     point,
     prompt,
     read_refusal,
@@ -151,15 +152,17 @@ def forgetful(stack, alpha, service_args):
         caller.close()
 
 
-def test_refinement_token_of_another_replica_is_accepted(alpha, forgetful, key):
+def test_refinement_token_of_another_replica_is_accepted(alpha, forgetful, stack, key):
     token = alpha.click(key, CLICK, refinement_tokens=True)[0].masks[0].refinement_token
+    logits_in_redis(stack, token)
     assert forgetful.click(key, prompt(refinement_token=token)) == alpha.click(key, prompt(refinement_token=token))
 
 
 def test_expired_refinement_token_is_not_found(alpha, forgetful, stack, key):
     token = alpha.click(key, CLICK, refinement_tokens=True)[0].masks[0].refinement_token
+    name = logits_in_redis(stack, token)
     with redis_of(stack) as connection:
-        assert connection.delete(*connection.keys(f"splitsam:logits:*:{token}")) == 1
+        assert connection.delete(name) == 1
     refused = refusal(lambda: forgetful.click(key, prompt(refinement_token=token)))
     assert (refused.code, refused.reason) == (StatusCode.NOT_FOUND, "REFINEMENT_EXPIRED")
     assert "send the prompts without it" in refused.message

@@ -3,7 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from e2e_support import BACKGROUND, ask, decode_rle, point, prompt, redis_of, refusal, write_embedding
+from e2e_support import BACKGROUND, ask, decode_rle, logits_in_redis, point, prompt, redis_of, refusal, write_embedding
 from grpc import StatusCode
 from PIL import Image
 
@@ -145,8 +145,8 @@ def test_refinement_token_alone_is_a_prompt(alpha, key):
 
 def test_refinement_logits_live_ten_minutes_in_redis(alpha, stack, key):
     [first] = alpha.click(key, CLICK, refinement_tokens=True)
+    name = logits_in_redis(stack, first.masks[0].refinement_token)
     with redis_of(stack) as connection:
-        [name] = connection.keys(f"splitsam:logits:*:{first.masks[0].refinement_token}")
         assert 590 <= connection.ttl(name) <= 600
 
 
