@@ -36,12 +36,19 @@ class Admission(Generic[Item]):
         self._busy_until_s: float | None = None
 
     def begin_batch(self, weight: int) -> None:
-        """The worker has begun a batch."""
-        self._busy_until_s = time.monotonic() + self._times.estimate(weight)
+        """The worker has begun a batch, maybe behind others."""
+        now_s = time.monotonic()
+        self._busy_until_s = max(now_s, self._busy_until_s or now_s) + self._times.estimate(weight)
 
-    def end_batch(self, weight: int, seconds: float) -> None:
-        """The worker has ended that batch, and is idle."""
-        self._busy_until_s = None
+    def end_batch(self, weight: int, seconds: float, *, idle: bool) -> None:
+        """The worker has ended a batch.
+
+        Args:
+            seconds: that it had the worker for itself.
+            idle: there is no other.
+        """
+        if idle:
+            self._busy_until_s = None
         self._times.observe(weight, seconds)
         if not len(self._queue):
             self._shares = dict.fromkeys(Lane, _FIRST_SHARE)

@@ -6,7 +6,7 @@ submit:
 loop:
     wait until an entry is queued; if the batch is not full, wait up to max_wait for more
     take entries, clicks before bulk and tenants in turn, up to max_weight; drop the cancelled, refuse the expired
-    run the batch, one at a time; if it fails, halve it until the culprit is alone
+    run the batch; if it fails, halve it until the culprit is alone
     give every entry its own result or error
 """
 
@@ -75,6 +75,7 @@ class Batcher(Generic[Item, Result]):
         max_queue_ms: by lane, the longest wait of an entry; without one only its deadline ends it.
         weigh: work units of an item.
         niceness: of the thread that runs batches, as of `lower_priority`.
+        at_once: batches in work, for a `run` on the event loop: the device computes on one, the next is on its way.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Batcher(Generic[Item, Result]):
         max_queue_ms: Mapping[Lane, float] | None = None,
         weigh: Callable[[Item], int] = lambda _item: 1,
         niceness: int = 0,
+        at_once: int = 1,
     ):
         self._name = name
         self._max_weight = max_weight
@@ -106,6 +108,9 @@ class Batcher(Generic[Item, Result]):
         awaited = run if inspect.iscoroutinefunction(run) else functools.partial(self._run_on_thread, run)
         self._run = cast("Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]", awaited)
         self._worker: asyncio.Task[None] | None = None
+        self._room = asyncio.Semaphore(at_once)
+        self._serving: set[asyncio.Task[None]] = set()
+        self._ended_s = 0.0
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -196,11 +201,19 @@ class Batcher(Generic[Item, Result]):
             self._arrival.clear()
             if not len(self):
                 if self._closing:
+                    await asyncio.gather(*self._serving)
                     return
                 await self._arrival.wait()
                 continue
+            await self._room.acquire()
             await self._wait_for_more()
-            await self._serve(self._take())
+            serving = asyncio.create_task(self._serve(self._take()))
+            self._serving.add(serving)
+            serving.add_done_callback(self._end)
+
+    def _end(self, served: asyncio.Task[None]) -> None:
+        self._serving.discard(served)
+        self._room.release()
 
     async def _wait_for_more(self) -> None:
         """Hold an unfilled batch back for max_wait at the most, counted from its oldest entry."""
@@ -248,8 +261,10 @@ class Batcher(Generic[Item, Result]):
         spans = tracing.begin_batch(f"{self._name} model", [place.item.request for place in batch], size)
         items = [place.item.item for place in batch]
         results = await self._run_isolating(items)
-        model_s = time.monotonic() - start_s
-        self._admission.end_batch(weight, model_s)
+        end_s = time.monotonic()
+        model_s = end_s - start_s
+        self._admission.end_batch(weight, end_s - max(start_s, self._ended_s), idle=len(self._serving) <= 1)
+        self._ended_s = end_s
         self._metrics.model_seconds.labels(self._name).observe(model_s)
         for place, result, span in zip(batch, results, spans, strict=True):
             entry = place.item

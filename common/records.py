@@ -161,15 +161,16 @@ def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHea
 
 def tensor_to_bytes(values: torch.Tensor, dtype: torch.dtype) -> bytes:
     """Numbers as little-endian bytes in C order; what is finite stays finite (fp16 ends at 65504)."""
-    return _saturate(values.detach(), dtype).contiguous().view(torch.int16).numpy().tobytes()
+    return saturate(values.detach(), dtype).contiguous().view(torch.int16).numpy().tobytes()
 
 
 def to_fp16(values: torch.Tensor) -> torch.Tensor:
     """In fp16, what is finite saturating at 65504; the tensor itself where it is in fp16."""
-    return _saturate(values, torch.float16)
+    return saturate(values, torch.float16)
 
 
-def _saturate(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def saturate(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In another floating dtype, what is finite staying finite; the tensor itself where it is of that dtype."""
     if values.dtype == dtype:
         return values
     limit = torch.finfo(dtype).max

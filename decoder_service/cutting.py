@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from splitsam.common.rle import decode_rle
-from splitsam.decoder_service.transfers import Download, Steps, finish, upload
+from splitsam.common.transfers import Download, Steps, finish, upload
 
 BITS_AT_ONCE = 256 * 2**20
 # Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.

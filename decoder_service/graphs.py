@@ -16,11 +16,11 @@ from torch.nested import nested_tensor_from_jagged
 from torch.nn import functional as F
 
 from splitsam.common.architectures import EMBEDDING_SHAPE
+from splitsam.common.transfers import upload
 from splitsam.decoder_service.addressed import AddressedPixels
 from splitsam.decoder_service.network import KERNEL_WIDTHS, OUTPUT_TOKENS, Network, Prediction
 from splitsam.decoder_service.packing import Tile
 from splitsam.decoder_service.prepared import PreparedEmbedding
-from splitsam.decoder_service.transfers import upload
 
 CAPTURED_MASKS = (1, 3)
 WARM_UP_CALLS = 2

@@ -21,13 +21,13 @@ from splitsam.common.architectures import LOW_RES_SIDE_PX
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.records import to_fp16
 from splitsam.common.sam_modules import Sam
+from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
 from splitsam.decoder_service.cutting import Canvas, Cut, CutMask, Cutter
 from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
 from splitsam.decoder_service.prepared import PreparedEmbedding
-from splitsam.decoder_service.transfers import Download, Steps, finish, finish_on_loop, upload
 
 LOGITS_BYTES = 4 * LOW_RES_SIDE_PX**2
 Owner = tuple[int, int]  # a job, and a prompt of it

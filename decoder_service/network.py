@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
+from splitsam.common.transfers import upload
 from splitsam.decoder_service.addressed import TOKEN_COUNTS, AddressedPixels
 from splitsam.decoder_service.mask_inputs import MaskDownscaling
 from splitsam.decoder_service.paint import Painter
 from splitsam.decoder_service.pixels import HEADS, Pixels, attend_by_head
 from splitsam.decoder_service.prepared import PreparedEmbedding, prepare_rows
-from splitsam.decoder_service.transfers import upload
 
 MASK_TOKENS = 4
 OUTPUT_TOKENS = 1 + MASK_TOKENS  # that of the IoU, and of masks

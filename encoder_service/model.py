@@ -1,16 +1,25 @@
 """The image encoder on its device: a batch of prepared images in, an embedding for each out."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InternalError
 from splitsam.common.precision import DTYPES, exact_convolutions
+from splitsam.common.records import saturate
+from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
 from splitsam.encoder_service.graphs import GraphedEncoder
 from splitsam.encoder_service.optimize import build_rungs
 from splitsam.encoder_service.preprocess import PreparedImage
+
+# A batch is filled up to the next of the fixed sizes if that much of it is images; else it is split into smaller ones.
+_FULL_ENOUGH = 0.75
 
 
 class EncoderModel:
@@ -21,19 +30,21 @@ class EncoderModel:
         pixel_mean: [3, 1, 1], RGB in 0..255, of the model.
         pixel_std: likewise.
         rungs: of the ladder, see `optimize`; the images are normalised in fp32 whatever they are.
-        batch_sizes: a batch is filled up to the next of these with empty images, and split beyond the largest; none
-            runs every batch as it comes. Of a compiled encoder on a GPU each becomes a CUDA graph.
+        batch_sizes: a batch is cut into these, the last filled up with empty images; none runs every batch as it comes.
+            Of a compiled encoder on a GPU each becomes a CUDA graph.
+        embedding_dtype: in which embeddings leave the device.
     """
 
     def __init__(
         self,
         image_encoder: nn.Module,
-        pixel_mean: torch.Tensor,
-        pixel_std: torch.Tensor,
+        pixel_mean: Tensor,
+        pixel_std: Tensor,
         *,
         rungs: Sequence[str] = ("fp32",),
         device: torch.device | str = "cpu",
         batch_sizes: Sequence[int] = (),
+        embedding_dtype: torch.dtype = torch.float32,
     ):
         self.device = torch.device(device)
         self.dtype = DTYPES["bf16" if "bf16" in rungs else "fp32"]
@@ -41,28 +52,38 @@ class EncoderModel:
         self.image_encoder = build_rungs(image_encoder, rungs, self.device)
         if "compile" in rungs and self.batch_sizes:
             self.image_encoder = GraphedEncoder(self.image_encoder, self.batch_sizes, self.device)
+        self._embedding_dtype = embedding_dtype
         self._mean = pixel_mean.to(self.device, torch.float32)
         self._std = pixel_std.to(self.device, torch.float32)
+        self._places = torch.arange(IMAGE_SIDE_PX, device=self.device)
+        on_gpu = self.device.type == "cuda"
+        # Copies have streams of their own: they go on while the device computes on another batch.
+        new_stream: Any = torch.cuda.Stream  # torch's own lack types
+        self._bringing, self._sending = (new_stream(self.device) if on_gpu else None for _ in range(2))
 
-    @torch.inference_mode()
-    def encode(self, images: Sequence[PreparedImage]) -> list[torch.Tensor | InternalError]:
+    def pin(self, image: PreparedImage) -> PreparedImage:
+        """The image in memory that a GPU copies from by itself; on a CPU the image as it is. For any thread."""
+        if self.device.type != "cuda":
+            return image
+        return dataclasses.replace(image, pixels=torch.from_numpy(image.pixels).pin_memory().numpy())
+
+    def encode(self, images: Sequence[PreparedImage]) -> list[Tensor | InternalError]:
         """Compute embeddings.
 
         Returns:
-            For each image [256, 64, 64] float32 on the CPU, contiguous (its batch-mates share the storage), or an
-            InternalError when it came out with numbers that are not finite; its batch-mates are not concerned.
+            For each image [256, 64, 64] of `embedding_dtype` on the CPU, contiguous (its batch-mates share the
+            storage), what is finite saturating; or an InternalError when it came out with numbers that are not finite,
+            which concerns no batch-mate.
 
         Raises:
             ValueError: no image was given.
         """
-        if not images:
-            raise ValueError("a batch needs at least one image")
-        results: list[torch.Tensor | InternalError] = []
-        for chunk in self._chunks(images):
-            embeddings, finite = self._encode_batch(chunk)
-            for embedding, is_finite in zip(embeddings, finite, strict=True):
-                results.append(embedding if is_finite else InternalError("the embedding is not finite"))
-        return results
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return finish(self._answer(images))
+
+    async def encode_on_loop(self, images: Sequence[PreparedImage]) -> list[Tensor | InternalError]:
+        """As `encode`, on the thread of an event loop, for a GPU: while it computes, the next batch can be begun."""
+        return await finish_on_loop(self._answer(images), self.device)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -73,35 +94,76 @@ class EncoderModel:
         for size in self.batch_sizes or (1,):
             self._run(torch.zeros(size, 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)).cpu()
 
-    def _chunks(self, images: Sequence[PreparedImage]) -> Iterator[Sequence[PreparedImage]]:
-        size = self.batch_sizes[-1] if self.batch_sizes else len(images)
-        for start in range(0, len(images), size):
-            yield images[start : start + size]
+    @torch.inference_mode()
+    def _answer(self, images: Sequence[PreparedImage]) -> Steps[list[Tensor | InternalError]]:
+        if not images:
+            raise ValueError("a batch needs at least one image")
+        results: list[Tensor | InternalError] = []
+        for download in [self._launch(chunk, size) for chunk, size in self._chunks(images)]:
+            yield download
+            embeddings, finite = download.tensors()
+            for embedding, is_finite in zip(embeddings, finite.tolist(), strict=True):
+                results.append(embedding if is_finite else InternalError("the embedding is not finite"))
+        return results
 
-    def _encode_batch(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, list[bool]]:
-        """Returns [n, 256, 64, 64] float32 on the CPU, and for each image whether all its numbers are finite."""
-        size = next((size for size in self.batch_sizes if size >= len(images)), len(images))
-        embeddings = self._run(self._normalise(images, size))[: len(images)]
+    def _chunks(self, images: Sequence[PreparedImage]) -> Iterator[tuple[Sequence[PreparedImage], int]]:
+        """Images that go through the encoder together, and the size of their batch."""
+        start = 0
+        while start < len(images):
+            left = len(images) - start
+            size = next((size for size in self.batch_sizes if _FULL_ENOUGH * size <= left <= size), None)
+            if size is None:
+                size = max((size for size in self.batch_sizes if size <= left), default=left)
+            if self.batch_sizes:
+                size = max(size, self.batch_sizes[0])
+            yield images[start : start + size], size
+            start += size
+
+    def _launch(self, images: Sequence[PreparedImage], size: int) -> Download:
+        """[n, 256, 64, 64] on its way to the host, and for each image whether all its numbers are finite."""
+        embeddings = self._run(self._normalise(*self._bring(images, size)))[: len(images)]
         finite = embeddings.isfinite().flatten(1).all(dim=1)
-        on_cpu = torch.empty(embeddings.shape, pin_memory=self.device.type == "cuda")
-        on_cpu.copy_(embeddings, non_blocking=True)
-        # Reading the flags waits for everything before it on the stream, that copy included.
-        return on_cpu, finite.tolist()
+        return self._send(saturate(embeddings, self._embedding_dtype), finite)
 
-    def _normalise(self, images: Sequence[PreparedImage], size: int) -> torch.Tensor:
-        """[size, 3, 1024, 1024] float32 on the device: normalised, then zeros right of and below, as Sam.preprocess."""
-        batch = torch.zeros(size, 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)
-        for row, image in zip(batch, images, strict=False):
-            width, height = image.input_size
-            pixels = torch.from_numpy(image.pixels)
-            if self.device.type == "cuda":
-                pixels = pixels.pin_memory()
-            pixels = pixels.to(self.device, non_blocking=True).permute(2, 0, 1)
-            row[:, :height, :width] = (pixels - self._mean) / self._std
-        return batch
+    def _bring(self, images: Sequence[PreparedImage], size: int) -> tuple[Tensor, Tensor]:
+        """Pixels [size, 1024, 1024, 3] uint8 and [size, 2] int64, the height and width of the images in them."""
+        if self._bringing is None:
+            return self._copy(images, size)
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._bringing):
+            pixels, sizes = self._copy(images, size)
+        current.wait_stream(self._bringing)
+        pixels.record_stream(current)
+        sizes.record_stream(current)
+        return pixels, sizes
 
-    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+    def _copy(self, images: Sequence[PreparedImage], size: int) -> tuple[Tensor, Tensor]:
+        pixels = torch.empty(size, IMAGE_SIDE_PX, IMAGE_SIDE_PX, 3, dtype=torch.uint8, device=self.device)
+        sizes = np.zeros((size, 2), np.int64)
+        for number, image in enumerate(images):
+            width, height = sizes[number, ::-1] = image.input_size
+            pixels[number, :height, :width].copy_(torch.from_numpy(image.pixels), non_blocking=True)
+        return pixels, upload(sizes, self.device)
+
+    def _send(self, embeddings: Tensor, finite: Tensor) -> Download:
+        if self._sending is None:
+            return Download(embeddings, finite)
+        self._sending.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._sending):
+            download = Download(embeddings, finite)
+        embeddings.record_stream(self._sending)
+        finite.record_stream(self._sending)
+        return download
+
+    def _normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        """[B, 3, 1024, 1024] float32: normalised, then zeros right of and below the images, as Sam.preprocess."""
+        batch = torch.empty(len(pixels), 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)
+        batch.copy_(pixels.permute(0, 3, 1, 2)).sub_(self._mean).div_(self._std)
+        inside = self._places < sizes[:, :, None]
+        return batch.masked_fill_(~(inside[:, 0, :, None] & inside[:, 1, None])[:, None], 0.0)
+
+    def _run(self, batch: Tensor) -> Tensor:
         """[B, 3, 1024, 1024] to [B, 256, 64, 64], both float32 on the device."""
         with exact_convolutions(self.device, self.dtype):
-            embeddings: torch.Tensor = self.image_encoder(batch)
+            embeddings: Tensor = self.image_encoder(batch)
         return embeddings.float()

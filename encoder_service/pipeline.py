@@ -55,7 +55,11 @@ class Encoded:
 
 
 class EncodePipeline:
-    """Encodes each image once, inside this process and between replicas."""
+    """Encodes each image once, inside this process and between replicas.
+
+    Args:
+        pin: what is done with a prepared image on the thread that prepared it, before it waits for its batch.
+    """
 
     def __init__(
         self,
@@ -65,8 +69,10 @@ class EncodePipeline:
         version: EncodingVersion,
         settings: EncoderSettings,
         metrics: Metrics,
+        pin: Callable[[PreparedImage], PreparedImage] = lambda image: image,
     ):
         self._batcher = batcher
+        self._pin = pin
         self._cache = cache
         self._keys = keys
         self._version = version
@@ -168,7 +174,7 @@ class EncodePipeline:
     ) -> Encoded:
         start_s = time.perf_counter()
         with tracing.step("decode image", {"splitsam.image.bytes": len(image)}) as span:
-            prepared = await self._on_thread(prepare_image, image, self._limits, crop)
+            prepared = await self._on_thread(self._prepare, image, crop)
             width, height = prepared.image_size
             span.set_attributes({"splitsam.image.width": width, "splitsam.image.height": height})
         preprocess_s = time.perf_counter() - start_s
@@ -191,6 +197,9 @@ class EncodePipeline:
         store_ms = (time.perf_counter() - start_s) * 1000
         timings = EncodeTimings(cache_ms, preprocess_s * 1000, served.queue_ms, served.model_ms, store_ms)
         return Encoded(header, cache_hit=False, stored=stored, timings=timings)
+
+    def _prepare(self, image: bytes, crop: Crop | None) -> PreparedImage:
+        return self._pin(prepare_image(image, self._limits, crop))
 
     async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
         try:

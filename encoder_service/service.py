@@ -15,6 +15,7 @@ from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import ENCODE_NICENESS
+from splitsam.common.records import CODECS
 from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.calibration import Calibration, find_calibration, report_folders
@@ -63,7 +64,7 @@ class EncoderService:
         self._metrics.model.labels(info.name, info.model_id, info.precision, info.device).set(1)
         on_gpu = self._device.type == "cuda"
         self._batcher = Batcher(
-            self._guard.guarded(model.encode),
+            self._guard.guarded_on_loop(model.encode_on_loop) if on_gpu else self._guard.guarded(model.encode),
             name="encoder",
             max_weight=max(self._settings.batch_sizes) if on_gpu else 1,
             max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
@@ -71,10 +72,13 @@ class EncoderService:
             max_queue_ms=self._settings.lane_queue_ms,
             metrics=self._metrics,
             niceness=0 if on_gpu else ENCODE_NICENESS,
+            at_once=2 if on_gpu else 1,
         )
         self._batcher.start()
         version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)
-        self._pipeline = EncodePipeline(self._batcher, self._cache, self._keys, version, self._settings, self._metrics)
+        self._pipeline = EncodePipeline(
+            self._batcher, self._cache, self._keys, version, self._settings, self._metrics, pin=model.pin
+        )
         self._servicer.load(self._pipeline, info)
 
     async def lost(self) -> str:
@@ -106,6 +110,7 @@ class EncoderService:
             rungs=choice.rungs,
             device=self._device,
             batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
+            embedding_dtype=CODECS[settings.codec],
         )
         cache_notes = compile_cache.warm_up(model.warm_up)
         info = ModelInfo(

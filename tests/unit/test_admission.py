@@ -22,18 +22,18 @@ def admission(queue: FairQueue[int]) -> Admission[int]:
     made = Admission(queue, max_weight=1, max_queue=1000, max_queue_ms={Lane.CLICK: BOUND_MS})
     for _ in range(5):
         made.begin_batch(1)
-        made.end_batch(1, 0.01)
+        made.end_batch(1, 0.01, idle=True)
     return made
 
 
-def admit_all(queue: FairQueue[int], admission: Admission[int]) -> int:
-    """Fill the queue until it refuses, and say how many wait."""
+def admit_all(queue: FairQueue[int], admission: Admission[int], running_s: float = 0.0) -> int:
+    """Fill the queue until it refuses, and say how many wait behind what is running."""
     while True:
         place = queue.make_place(0, Lane.CLICK, "", 1)
         refusal = admission.find_refusal(place, math.inf, 0, 0)
         if refusal is not None:
             assert isinstance(refusal, QueueFull)
-            assert refusal.retry_delay_s == pytest.approx(len(queue) * 0.01, rel=0.1)
+            assert refusal.retry_delay_s == pytest.approx(running_s + len(queue) * 0.01, rel=0.1)
             return len(queue)
         queue.add(place)
 
@@ -57,7 +57,21 @@ def test_less_is_given_away_after_lateness_more_after_punctuality_and_an_empty_q
     assert fewer < admit_all(queue, admission) < first
     drain(queue)
     admission.begin_batch(1)
-    admission.end_batch(1, 0.01)
+    admission.end_batch(1, 0.01, idle=True)
+    assert admit_all(queue, admission) == first
+
+
+def test_batches_begun_behind_others_are_waited_for_too(queue, admission):
+    first = admit_all(queue, admission)
+    drain(queue)
+    for _ in range(20):
+        admission.begin_batch(1)
+    assert admit_all(queue, admission, running_s=0.2) == pytest.approx(first - 20, abs=3)
+    drain(queue)
+    admission.end_batch(1, 0.01, idle=False)
+    assert admit_all(queue, admission, running_s=0.2) < first - 10
+    drain(queue)
+    admission.end_batch(1, 0.01, idle=True)
     assert admit_all(queue, admission) == first
 
 

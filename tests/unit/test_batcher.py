@@ -453,6 +453,29 @@ async def test_a_model_on_the_event_loop_lets_others_run_and_is_halved_as_well(m
     assert sizes == [4, 2, 1, 1, 2]
 
 
+async def test_as_many_batches_are_in_work_as_are_allowed(metrics: Metrics):
+    begun, may_end = [], asyncio.Event()
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        begun.append(list(items))
+        await may_end.wait()
+        return items
+
+    batcher = Batcher(run, name="test", max_weight=2, max_wait_ms=0, max_queue=9, metrics=metrics, at_once=2)
+    batcher.start()
+    waiting = asyncio.gather(*submit(batcher, 1, 2, 3, 4, 5, 6))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert begun == [[1, 2], [3, 4]]
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    may_end.set()
+    assert [served.value for served in await waiting] == [1, 2, 3, 4, 5, 6]
+    await closing
+    assert begun == [[1, 2], [3, 4], [5, 6]]
+
+
 async def test_a_model_that_loses_results_fails_every_item_and_the_next_batch_is_served(metrics: Metrics):
     batcher = Batcher(lambda items: items[1:], name="test", max_weight=2, max_wait_ms=0, max_queue=9, metrics=metrics)
     batcher.start()

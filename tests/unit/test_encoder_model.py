@@ -1,5 +1,6 @@
 """Embeddings against segment_anything's own preprocessing and encoder, alone and in batches."""
 
+import asyncio
 import copy
 from collections.abc import Sequence
 from io import BytesIO
@@ -131,7 +132,15 @@ def plain(value: int) -> PreparedImage:
 
 @pytest.mark.parametrize(
     ("batch_sizes", "count", "seen"),
-    [((), 3, [3]), ((1, 4), 1, [1]), ((4, 1), 3, [4]), ((1, 4), 6, [4, 4])],
+    [
+        ((), 3, [3]),
+        ((1, 4), 1, [1]),
+        ((4, 1), 3, [4]),
+        ((1, 4), 6, [4, 1, 1]),
+        ((1, 4), 7, [4, 4]),
+        ((4,), 1, [4]),
+        ((4, 16), 37, [16, 16, 4, 4]),
+    ],
 )
 def test_batches_have_few_fixed_sizes(batch_sizes: tuple[int, ...], count: int, seen: list[int]):
     recorder = Recorder()
@@ -155,6 +164,19 @@ def test_embedding_that_is_not_finite_fails_its_own_image_only():
     first, second, third = model.encode([plain(4), plain(0), plain(8)])
     assert isinstance(second, InternalError)
     assert [float(one.max()) for one in tensors([first, third])] == [0.25, 0.125]
+
+
+def test_embeddings_leave_in_the_dtype_asked_for_and_saturate():
+    scales = torch.zeros(3, 1, 1), torch.full((3, 1, 1), 1e6)
+    model = EncoderModel(Recorder(), *scales, embedding_dtype=torch.float16)
+    large, small = tensors(model.encode([plain(4), plain(200)]))
+    assert (large.dtype, float(large.max()), float(small.max())) == (torch.float16, 65504.0, 5000.0)
+
+
+async def test_encoding_on_an_event_loop_gives_the_same(model: EncoderModel, embedding: torch.Tensor):
+    first, second = await asyncio.gather(*(model.encode_on_loop([model.pin(prepared(37, 501))]) for _ in range(2)))
+    assert torch.equal(tensors(first)[0], embedding)
+    assert torch.equal(tensors(second)[0], embedding)
 
 
 def test_exact_rungs_change_no_embedding(small: Sam, embedding: torch.Tensor):

@@ -40,14 +40,18 @@ class Download:
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
-    def wait(self) -> list[npt.NDArray[Any]]:
-        """The arrays, once they are there."""
+    def tensors(self) -> Sequence[Tensor]:
+        """The copies, once they are there."""
         if self._done is not None:
             self._done.synchronize()
-        return [host.numpy() for host in self._hosts]
+        return self._hosts
+
+    def wait(self) -> list[npt.NDArray[Any]]:
+        """The same as arrays."""
+        return [host.numpy() for host in self.tensors()]
 
     async def arrival(self) -> None:
-        """Returns once `wait` would return at once."""
+        """Returns once `tensors` would return at once."""
         start_s = time.perf_counter()
         # A thread that waits for the device and then wakes the loop would take longer than most batches.
         while self._done is not None and not self._done.query():  # noqa: ASYNC110
@@ -61,7 +65,7 @@ def finish(steps: Steps[Result]) -> Result:
     """The result of work whose steps wait for downloads."""
     while True:
         try:
-            next(steps).wait()
+            next(steps).tensors()
         except StopIteration as end:
             result: Result = end.value
             return result

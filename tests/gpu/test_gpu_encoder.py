@@ -1,0 +1,63 @@
+"""What is around the encoder on a GPU: pixels brought there, embeddings sent back, batches that overlap."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from splitsam.encoder_service.model import EncoderModel
+from splitsam.encoder_service.preprocess import PreparedImage
+
+GPU = torch.device("cuda", 0)
+MEAN, STD = torch.tensor([123.675, 116.28, 103.53])[:, None, None], torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+SIZES = [(1024, 683), (683, 1024), (1024, 1024), (1024, 1), (1, 1024), (1024, 576)]
+
+
+def image_of(size: tuple[int, int], seed: int = 0) -> PreparedImage:
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PreparedImage(pixels, size, size, 0)
+
+
+class Slow(nn.Module):
+    """Answers with its images, after the device was busy for some 20 ms."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.is_cuda:
+            torch.cuda._sleep(40_000_000)
+        return images.clone()
+
+
+def model_on(device: torch.device, dtype: torch.dtype = torch.float32) -> EncoderModel:
+    return EncoderModel(Slow(), MEAN, STD, device=device, batch_sizes=(1, 4), embedding_dtype=dtype)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_images_are_normalised_as_on_the_cpu(pinned: bool):
+    images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
+    model = model_on(GPU)
+    found = model.encode([model.pin(image) for image in images] if pinned else images)
+    for one, other in zip(found, model_on(torch.device("cpu")).encode(images), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_batches_that_overlap_keep_apart(dtype: torch.dtype):
+    model = model_on(GPU, dtype)
+    batches = [[model.pin(image_of(SIZES[(i + j) % 6], 10 * i + j)) for j in range(1 + i % 5)] for i in range(8)]
+    expected = [model.encode(batch) for batch in batches]
+
+    async def overlap() -> tuple[list[list[torch.Tensor]], int]:
+        working = asyncio.gather(*(model.encode_on_loop(batch) for batch in batches))
+        others_turns = 0
+        while not working.done():
+            others_turns += 1
+            await asyncio.sleep(0)
+        return working.result(), others_turns
+
+    found, others_turns = asyncio.run(overlap())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert others_turns > 50
