@@ -21,7 +21,7 @@ class EncoderSettings(ServiceSettings):
     )
     codec: Literal["fp16", "bf16"] = Field("fp16", description="Numbers an embedding is stored in")
     batch_sizes: Annotated[tuple[BatchSize, ...], NoDecode] = Field(
-        (1, 4, 16), min_length=1, description="Batches on a GPU are filled up to one of these; a CPU takes one image"
+        (1, 4, 16), min_length=1, description="Sizes of batches on a GPU; a CPU takes one image"
     )
     max_wait_ms: float = Field(2.0, ge=0, le=1000, description="How long an idle GPU holds an unfilled batch back")
     decode_threads: int = Field(2, ge=1, le=256, description="Threads that decode and resize images")
