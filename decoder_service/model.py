@@ -132,9 +132,8 @@ class DecoderModel:
         images: dict[int, PreparedEmbedding] = {}
         tiles, outputs, sources, scores, logits = [], [], [], [], []
         with exact_convolutions(self.device, self.dtype):
-            for tile in pack(
-                jobs, max_prompts, self._network.widths
-            ):  # the device computes on one while the next is packed
+            # The device computes on one tile while the next is packed.
+            for tile in pack(jobs, max_prompts, self._network.widths):
                 images |= {i: self._prepared(jobs[i]) for i in tile.job_of_source if i not in images}
                 sources.append(self._prepare_sources(tile, images))
                 outputs.append(self._forward(tile, sources[-1]))
