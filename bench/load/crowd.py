@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import grpc.aio
 
+from bench.calls import make_different, open_channel, read_stages
 from bench.load.annotators import Event, Habits, Kind, plan_day
 from bench.load.streams import ClickStream
-from splitsam.client.connection import channel_options, rendezvous
+from splitsam.client.connection import rendezvous
 from splitsam.client.errors import SplitsamError, error_from_rpc
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
@@ -65,8 +66,7 @@ class Outcome:
 class Crowd:
     """Annotators on a few connections.
 
-    Every image is the given file with numbers behind its end, so that it is another image to the service, of the
-    same size and cost. A click goes to the newest image of its annotator that is encoded already.
+    Every image is the given file made different. A click goes to the newest image of its annotator that is encoded.
 
     Args:
         number: of this crowd among those on the same place, whose images are others.
@@ -155,9 +155,7 @@ class Crowd:
         send: Callable[[Event], Any] = self._encode if event.kind == "encode" else self._click
         reason, retry_s, stages_ms = OK, None, dict[str, float]()
         try:
-            timings = await send(event)
-            names = [field.name for field in timings.DESCRIPTOR.fields]
-            stages_ms = {name.removesuffix("_ms"): getattr(timings, name) for name in names}
+            stages_ms = read_stages(await send(event))
         except (grpc.aio.AioRpcError, SplitsamError) as problem:
             error = problem if isinstance(problem, SplitsamError) else error_from_rpc(problem, "")
             reason, retry_s = error.reason, error.retry_delay_s
@@ -212,8 +210,8 @@ class Crowd:
 
     def _next_image(self) -> encoder_pb2.EncodeImageRequest:
         self._sent_images += 1
-        numbers = self._number.to_bytes(4, "big") + self._sent_images.to_bytes(8, "big")
-        return encoder_pb2.EncodeImageRequest(image=self._place.image + numbers)
+        image = make_different(self._place.image, self._number, self._sent_images)
+        return encoder_pb2.EncodeImageRequest(image=image)
 
     def _home(self, image: encoder_pb2.EmbeddingInfo) -> str:
         return rendezvous(self._place.decoders, image.embedding_key)[0]
@@ -227,6 +225,5 @@ class Crowd:
         return self._stubs[number]
 
     def _open(self, address: str) -> grpc.aio.Channel:
-        options = [*channel_options(address), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels.append(grpc.aio.insecure_channel(address, options=options))
+        self._channels.append(open_channel(address))
         return self._channels[-1]

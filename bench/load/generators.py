@@ -1,16 +1,13 @@
-"""A crowd spread over processes, because one that sends many requests a second would be late with its own."""
+"""A crowd spread over processes."""
 
 import asyncio
-import multiprocessing
+import functools
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 from bench.load.annotators import Event
 from bench.load.crowd import Crowd, Outcome, Place
-
-# To start a process, open its connections and have its first image encoded.
-_START_S = 10.0
+from bench.spread import START_S, check_in_time, spread
 
 
 async def play(place: Place, events: Sequence[Event], generators: int) -> list[Outcome]:
@@ -22,19 +19,14 @@ async def play(place: Place, events: Sequence[Event], generators: int) -> list[O
     Raises:
         RuntimeError: a process was not ready when the schedule began.
     """
-    start_s = time.monotonic() + _START_S
     shares = [[event for event in events if event.annotator % generators == number] for number in range(generators)]
-    loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(generators, multiprocessing.get_context("spawn")) as pool:
-        playing = [loop.run_in_executor(pool, _play, place, share, start_s, n + 1) for n, share in enumerate(shares)]
-        return [outcome for share in await asyncio.gather(*playing) for outcome in share]
+    return await spread(functools.partial(_play, place), shares, time.monotonic() + START_S)
 
 
-def _play(place: Place, events: Sequence[Event], start_s: float, number: int) -> list[Outcome]:
+def _play(place: Place, number: int, events: Sequence[Event], start_s: float) -> list[Outcome]:
     async def run() -> list[Outcome]:
         async with Crowd(place, number) as crowd:
-            if time.monotonic() > start_s:
-                raise RuntimeError(f"generator {number} was not ready in {_START_S:g} s")
+            check_in_time(number, start_s)
             return await crowd.run(events, start_s)
 
     return asyncio.run(run())

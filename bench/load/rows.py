@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from bench.figures import describe_stages, percentile
 from bench.load.annotators import Kind
 from bench.load.crowd import OK, Outcome
 from bench.load.streams import SUPERSEDED
@@ -135,22 +134,13 @@ def summarise(
         without_retry=sum(not outcome.retry_s for outcome in refused),
         queue_ms_mean=watched.queue_ms,
         queue_ms_max=max((outcome.stages_ms["queue"] for outcome in answers), default=None),
-        stages=", ".join(
-            f"{stage} {percentile(spent, 50):.3g} / {percentile(spent, 99):.3g}"
-            for stage in (answers[0].stages_ms if answers else ())
-            if (spent := [outcome.stages_ms[stage] for outcome in answers])
-        ),
+        stages=describe_stages([outcome.stages_ms for outcome in answers]),
         fill=watched.fill,
         rss_mib=watched.rss_mib,
         bound_ms=bound_ms,
         normal_after_s=None if unloaded_ms is None else normal_after_s(outcomes, unloaded_ms),
         **vars(environment),
     )
-
-
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Of what was seen, never between two values."""
-    return float(np.percentile(values, percent, method="higher")) if values else None
 
 
 def normal_after_s(outcomes: Sequence[Outcome], unloaded_ms: float) -> float:

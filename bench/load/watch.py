@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
@@ -67,6 +68,13 @@ def resident_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     return int(found[1]) / 1024 if found else 0.0
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of all cores since its start."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system = fields[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 async def _sample(pids: dict[Kind, list[int]], seen: dict[Kind, Watched]) -> None:

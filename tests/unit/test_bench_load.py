@@ -2,9 +2,10 @@
 
 import pytest
 
+from bench.figures import percentile
 from bench.load.annotators import Habits, annotators_for, plan_crowd
 from bench.load.crowd import OK, Outcome
-from bench.load.rows import Environment, Phase, Row, normal_after_s, percentile, summarise
+from bench.load.rows import Environment, Phase, Row, normal_after_s, summarise
 from bench.load.streams import SUPERSEDED
 from bench.load.tables import build_tables, collect_files
 from bench.load.watch import Watched

@@ -5,6 +5,7 @@ import pytest
 from bench.datasets import tables as datasets
 from bench.decoder import tables as decoder
 from bench.documents import DOCUMENTS
+from bench.encode import tables as encode
 from bench.faults import tables as faults
 from bench.fuzz import tables as fuzz
 from bench.gateway import tables as gateway
@@ -14,7 +15,7 @@ from bench.readiness import tables as readiness
 from bench.row_file import RESULTS
 from bench.waterfall import tables as waterfall
 
-BENCHMARKS = (datasets, decoder, faults, fuzz, gateway, load, page, readiness, waterfall)
+BENCHMARKS = (datasets, decoder, encode, faults, fuzz, gateway, load, page, readiness, waterfall)
 
 
 @pytest.mark.parametrize("tables", BENCHMARKS, ids=lambda tables: tables.__name__)
