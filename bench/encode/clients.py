@@ -26,7 +26,7 @@ class Crew:
         encoder: host:port.
         image: a JPEG.
         clients: each on a connection of its own.
-        seconds: that are measured; what is unanswered then is given up.
+        seconds: that they send for, from the common start on; what is unanswered then is given up.
     """
 
     encoder: str
@@ -36,7 +36,7 @@ class Crew:
 
 
 def send_images(number: int, crew: Crew, start_s: float) -> list[Outcome]:
-    """Send images from now on, which warms up, until the measured time from `start_s` on is over.
+    """Send images: from now on, to warm up, and then for the crew's seconds from `start_s` on.
 
     Args:
         number: of the process among those that send at one time.

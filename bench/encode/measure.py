@@ -16,6 +16,8 @@ from splitsam.client.stack import Stack
 
 _MIB = 2**20
 _REDIS_TIMEOUT_S = 10.0
+# That clients go on sending, so that nothing is idle or gone when the measured time ends.
+_AFTERWARDS_S = 1.0
 
 
 async def measure(
@@ -27,13 +29,13 @@ async def measure(
         generators: processes that the clients are spread over.
 
     Returns:
-        What became of all calls, those of the warm-up included, and what the processes did after it.
+        What became of all calls, those before and after the measured time included, and what the processes did in it.
 
     Raises:
         RuntimeError: as `send_images`.
     """
     shares = [len(range(number, clients, generators)) for number in range(generators)]
-    crews = [Crew(stack.encoder, image, share, seconds) for share in shares if share]
+    crews = [Crew(stack.encoder, image, share, seconds + _AFTERWARDS_S) for share in shares if share]
     start_s = time.monotonic() + START_S
     sending = asyncio.create_task(spread(send_images, crews, start_s))
     await _wait_until(start_s, sending)

@@ -48,6 +48,8 @@ def time_model(
 def _time_model(
     model: str, checkpoint: str | None, precision: str, batch: int, device: torch.device, image: bytes
 ) -> float:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     sam = load_subject(model, checkpoint, outliers=False).sam
     encoder = EncoderModel(
         sam.image_encoder,
