@@ -84,7 +84,7 @@ class _Client:
         try:
             answer = await self._stub.EncodeImage(request, timeout=DEADLINE_S["encode"])
         except grpc.aio.AioRpcError as problem:
-            error = error_from_rpc(problem, "")
+            error = error_from_rpc(problem, "the encoder")
             if error.retry_delay_s is None:
                 raise RuntimeError(f"a call failed: {error}") from None  # unlike error, it can leave its process
             self._add(sent_s, error.reason, {})
