@@ -32,7 +32,7 @@ VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
     "gpu with traces": ("gpu", ("tracing", "weights")),
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
     "cpu-kind with a dataset": ("cpu-kind", ("encode-dataset",)),
-    "cpu-kind with the gateway": ("cpu-kind", ("gateway",)),
+    "cpu-kind with the gateway": ("cpu-kind", ("gateway", "monitoring")),
     "mesh with monitoring": ("mesh", ("monitoring",)),
 }
 SERVICES = ("encoder", "decoder")

@@ -45,6 +45,18 @@ def test_ports_and_probes_are_the_settings(settings, container):
     assert (container["args"], settings.host) == (["gateway"], "0.0.0.0")  # noqa: S104
 
 
+def test_its_metrics_are_scraped_and_prometheus_is_let_in(settings, manifests):
+    service = named(manifests, "Service", NAME)
+    [monitor] = of_kind(manifests, "ServiceMonitor")
+    assert selects(monitor["spec"]["selector"], service["metadata"]["labels"])
+    ports = {port["name"]: port["port"] for port in service["spec"]["ports"]}
+    assert ports == {"http": settings.port, "metrics": settings.metrics_port}
+    scrapes = named(manifests, "NetworkPolicy", "splitsam-scrapes")["spec"]
+    assert selects(scrapes["podSelector"], pod_labels(manifests)[NAME])
+    [rule] = scrapes["ingress"]
+    assert settings.metrics_port in {port["port"] for port in rule["ports"]}
+
+
 def test_image_starts_the_gateway_on_its_ports(settings):
     stage = DOCKERFILE.partition("FROM runtime AS gateway\n")[2]
     assert f"EXPOSE {settings.port} {settings.metrics_port}\n" in stage

@@ -373,7 +373,9 @@ def test_metrics_are_scraped_where_they_are_served(manifests):
     for monitor in of_kind(manifests, "ServiceMonitor"):
         selector = monitor["spec"]["selector"]
         scraped = [item for item in of_kind(manifests, "Service") if selects(selector, item["metadata"]["labels"])]
-        assert {item["metadata"]["name"] for item in scraped} == {f"splitsam-{name}-replicas" for name in SERVICES}
+        gateways = {item["metadata"]["name"] for item in of_kind(manifests, "Deployment")} & {"splitsam-gateway"}
+        wanted = {f"splitsam-{name}-replicas" for name in SERVICES} | gateways
+        assert {item["metadata"]["name"] for item in scraped} == wanted
         for service in scraped:
             assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
 
