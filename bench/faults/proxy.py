@@ -87,7 +87,8 @@ class Proxy:
 
     async def swap(self, reply: bytes, writer: asyncio.StreamWriter) -> None:
         """Two connections get each other's replies; one that finds no partner in time is let through."""
-        if self._held is not None and self._held[1] is not writer:
+        # One that has waited long enough is done for, though it may not have noticed yet.
+        if self._held is not None and self._held[1] is not writer and not self._held[2].done():
             other, _, waiting = self._held
             self._held = None
             self.damaged += 1
@@ -99,9 +100,10 @@ class Proxy:
         try:
             writer.write(await asyncio.wait_for(waiting, _HOLD_S))
         except TimeoutError:
+            writer.write(reply)
+        finally:
             if self._held is mine:
                 self._held = None
-            writer.write(reply)
 
     def _spares(self) -> bool:
         if self._random.random() < 0.5:
