@@ -61,11 +61,11 @@ class Download:
 Steps = Generator[Download, None, Result]
 
 
-def finish(steps: Steps[Result]) -> Result:
-    """The result of work whose steps wait for downloads."""
+def finish(steps: Steps[Result], device: torch.device) -> Result:
+    """The result of work on a device whose steps wait for downloads."""
     while True:
         try:
-            next(steps).tensors()
+            _next_wait(steps, device).tensors()
         except StopIteration as end:
             result: Result = end.value
             return result
@@ -74,11 +74,16 @@ def finish(steps: Steps[Result]) -> Result:
 async def finish_on_loop(steps: Steps[Result], device: torch.device) -> Result:
     """As `finish`, on an event loop, whose other tasks run while the device works."""
     while True:
-        # Kernels are launched on the current device, and other tasks of this thread may have changed that.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            try:
-                awaited = next(steps)
-            except StopIteration as end:
-                result: Result = end.value
-                return result
+        try:
+            awaited = _next_wait(steps, device)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
         await awaited.arrival()
+
+
+def _next_wait(steps: Steps[Result], device: torch.device) -> Download:
+    """Work up to the next download; StopIteration at the end."""
+    # Triton launches on the current device, which is each thread's own and may be changed between two steps.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return next(steps)

@@ -89,7 +89,7 @@ class Cutter:
             addresses: [M], of logits [256, 256] float32, contiguous, on the device, which the caller keeps.
             canvas_of: [M], index of each mask's canvas.
         """
-        return finish(self.steps(addresses, canvas_of, canvases))
+        return finish(self.steps(addresses, canvas_of, canvases), self._device)
 
     def steps(
         self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]

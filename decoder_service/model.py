@@ -8,7 +8,6 @@ image alone is computed once for each embedding, and projections of pixels are m
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,9 +104,7 @@ class DecoderModel:
         Raises:
             torch.OutOfMemoryError: several jobs do not fit together, or one not even prompt by prompt.
         """
-        # Triton launches on the current device, which is each thread's own.
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return finish(self._answer(jobs))
+        return finish(self._answer(jobs), self.device)
 
     async def decode_on_loop(self, jobs: Sequence[ImageJob]) -> list[list[PromptLogits]]:
         """As `decode`, on the thread of an event loop, which does other things while the device works.

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -78,8 +77,7 @@ class EncoderModel:
         Raises:
             ValueError: no image was given.
         """
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return finish(self._answer(images))
+        return finish(self._answer(images), self.device)
 
     async def encode_on_loop(self, images: Sequence[PreparedImage]) -> list[Tensor | InternalError]:
         """As `encode`, on the thread of an event loop, for a GPU: while it computes, the next batch can be begun."""
