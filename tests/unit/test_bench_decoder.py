@@ -1,6 +1,7 @@
 """The decoder's benchmark on one image with a click or two: its rows, and what it refuses to time."""
 
 import copy
+import gc
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bench.decoder.measure import SCENARIOS, Bench, Options, make_scenes
 from bench.decoder.original import Original
 from bench.decoder.rows import ORIGINAL, Row
 from bench.row_file import ResultsFile, read_rows
+from bench.waterfall.timing import time_calls_on_host
 from splitsam.common.checkpoints import load_model
 
 CPU = torch.device("cpu")
@@ -86,3 +88,10 @@ def test_bad_arguments_get_one_clear_line(capsys):
     with pytest.raises(SystemExit, match="error: "):
         main(["--device", "cuda:99"])
     capsys.readouterr()
+
+
+def test_what_was_there_before_is_not_looked_through_while_calls_are_timed():
+    frozen: list[int] = []
+    time_calls_on_host(lambda: frozen.append(gc.get_freeze_count()), CPU, 0.01, 4)
+    assert min(frozen[1:]) > 10_000
+    assert gc.get_freeze_count() == 0
