@@ -15,7 +15,9 @@ from splitsam.common.transfers import Download, Steps, finish, upload
 BITS_AT_ONCE = 256 * 2**20
 # Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.
 BOUNDARIES_AT_ONCE = 32 * 2**20
-# A run takes one or two characters as a rule; what exceeds this is fetched in a second copy.
+# As a rule there are no more, so run lengths are written without asking first; of 20 kB for a mask, 5 MB for many.
+BOUNDARIES_OF_A_MASK, BOUNDARIES_GUESSED = 8192, 2 * 2**20
+# A run takes one or two characters as a rule.
 CHARACTERS_PER_RUN = 2
 TABLES_KEPT = 64
 _WORD = 32
@@ -94,7 +96,7 @@ class Cutter:
     def steps(
         self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]
     ) -> Steps[list[CutMask]]:
-        """As `cut`; waits for the device twice for each 256 MiB of bits."""
+        """As `cut`; waits for the device once for each 256 MiB of bits, and more often for masks like noise."""
         sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
         made: list[CutMask] = []
         for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE):
@@ -128,25 +130,27 @@ class Cutter:
         on_device = upload(plan, self._device)
         measured = cut_masks(on_device, sizes)
         ends = count_boundaries(on_device, measured, sizes)
-        download = Download(measured)
+        room = min(BOUNDARIES_OF_A_MASK * len(sizes), BOUNDARIES_GUESSED)
+        runs = encode_runs(on_device, measured, ends, place_boundaries(on_device, ends, sizes, 0, room), 0)
+        download = Download(measured, runs.spans, runs.text[: CHARACTERS_PER_RUN * room])
         yield download
-        [measures] = download.wait()
-        made: list[CutMask] = []
+        measures, spans, text = download.wait()
         counts = measures[:, 7].astype(np.int64)
         before = _begins(counts)
+        used_bytes = int(spans.sum(1).max())
+        if before[-1] <= room and used_bytes <= len(text):
+            return list(_describe(sizes, measures, spans, text[:used_bytes].tobytes()))
+        made: list[CutMask] = []
         for piece in _pieces(counts, BOUNDARIES_AT_ONCE):
             base, end = int(before[piece.start]), int(before[piece.stop])
             boundaries = place_boundaries(on_device[piece], ends, sizes[piece], base, end - base)
             runs = encode_runs(on_device[piece], measured[piece], ends, boundaries, base)
-            room = CHARACTERS_PER_RUN * (end - base + len(runs.spans))
-            download = Download(runs.spans, runs.text[:room])
+            download = Download(runs.spans)
             yield download
-            spans, text = download.wait()
-            used_bytes = int(spans.sum(1).max())
-            if used_bytes > room:
-                download = Download(runs.text[:used_bytes])
-                yield download
-                [text] = download.wait()
+            [spans] = download.wait()
+            download = Download(runs.text[: int(spans.sum(1).max())])
+            yield download
+            [text] = download.wait()
             made += _describe(sizes[piece], measures[piece], spans, text.tobytes())
         return made
 

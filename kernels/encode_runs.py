@@ -28,7 +28,7 @@ class EncodedRuns:
     """What the kernel leaves on the device, of M masks.
 
     Args:
-        spans: [M, 2] int32, where a mask's text begins, and its length.
+        spans: [M, 2] int32, where a mask's text begins, and its length, 0 for one whose boundaries are not all there.
         text: uint8, all texts one after the other, in no particular order.
     """
 
@@ -56,25 +56,27 @@ def _differences(own, index, count, pixels):
     return x, tl.where(valid, characters, 0)
 
 
-@triton.jit(do_not_specialize=["base"])
+@triton.jit(do_not_specialize=["base", "room"])
 def _encode_kernel(
-    plan, measures, ends, boundaries, base, spans, text, cursor,
+    plan, measures, ends, boundaries, base, room, spans, text, cursor,
     PLAN: tl.constexpr, MEASURES: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
     """A program per mask."""
     mask = tl.program_id(0)
     _bits, first, height, width, _words = bits_of(plan, mask, PLAN)
     pixels = height * width
-    own = boundaries + (tl.load(ends + first - 1, mask=first > 0, other=0) - base)
+    begin = tl.load(ends + first - 1, mask=first > 0, other=0) - base
+    own = boundaries + begin
     count = tl.load(measures + mask * MEASURES + 7)
+    runs = tl.where(begin + count <= room, count + 1, 0)
     total = 0
-    for start in range(0, count + 1, BLOCK):
+    for start in range(0, runs, BLOCK):
         _, characters = _differences(own, start + tl.arange(0, BLOCK), count, pixels)
         total += tl.sum(characters, 0)
     place = tl.atomic_add(cursor, total)
     tl.store(spans + mask * 2, place)
     tl.store(spans + mask * 2 + 1, total)
-    for start in range(0, count + 1, BLOCK):
+    for start in range(0, runs, BLOCK):
         x, characters = _differences(own, start + tl.arange(0, BLOCK), count, pixels)
         at = place + tl.cumsum(characters, 0) - characters
         for i in tl.static_range(MOST):
@@ -92,7 +94,7 @@ def encode_runs(
     Args:
         plan, measures: the rows of these masks of what `cut_masks` takes and gives.
         ends: [W] int32, of `count_boundaries`, of all masks.
-        boundaries: int32, of `place_boundaries`, of these masks.
+        boundaries: int32, of `place_boundaries`, of these masks or the first of them.
         base: boundaries of the masks before them.
     """
     masks = len(plan)
@@ -100,7 +102,7 @@ def encode_runs(
     text = torch.empty(MOST_CHARACTERS * (len(boundaries) + masks), dtype=torch.uint8, device=plan.device)
     cursor = measures.new_zeros(1)
     _encode_kernel[(masks,)](
-        plan, measures, ends, boundaries, base, spans, text, cursor,
+        plan, measures, ends, boundaries, base, len(boundaries), spans, text, cursor,
         PLAN=PLAN_COLUMNS, MEASURES=MEASURES, BLOCK=BLOCK, MOST=MOST_CHARACTERS, num_warps=4,
     )  # fmt: skip
     return EncodedRuns(spans, text)

@@ -55,8 +55,8 @@ def _count_kernel(
         tl.atomic_add(measures + tl.program_id(1) * MEASURES + 7, found)
 
 
-@triton.jit(do_not_specialize=["base"])
-def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
+@triton.jit(do_not_specialize=["base", "room"])
+def _place_kernel(plan, ends, boundaries, base, room, PLAN: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr):
     """A program per (block of columns, mask)."""
     bits, first, height, width, words = bits_of(plan, tl.program_id(1), PLAN)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -69,7 +69,7 @@ def _place_kernel(plan, ends, boundaries, base, PLAN: tl.constexpr, BLOCK: tl.co
         pixel = x[:, None] * height + word[None, :] * 32
         while tl.max(tl.max((changed != 0).to(tl.int32), 1), 0) > 0:  # once for each boundary of the fullest word
             lowest_bit = changed & (0 - changed)
-            tl.store(boundaries + rank, pixel + count_bits(lowest_bit - 1), mask=changed != 0)
+            tl.store(boundaries + rank, pixel + count_bits(lowest_bit - 1), mask=(changed != 0) & (rank < room))
             rank += (changed != 0).to(tl.int32)
             changed &= changed - 1
         place += tl.sum(found, 1)
@@ -91,18 +91,19 @@ def count_boundaries(plan: torch.Tensor, measures: torch.Tensor, sizes: npt.NDAr
 
 
 def place_boundaries(
-    plan: torch.Tensor, ends: torch.Tensor, sizes: npt.NDArray[np.int64], base: int, count: int
+    plan: torch.Tensor, ends: torch.Tensor, sizes: npt.NDArray[np.int64], base: int, room: int
 ) -> torch.Tensor:
-    """The positions of some masks' boundaries, y + x height, mask after mask: [count] int32.
+    """The positions of some masks' boundaries, y + x height, mask after mask: [room] int32.
 
     Args:
         plan, sizes: the rows of these masks, which follow one another, of what `cut_masks` takes.
         ends: of `count_boundaries`, of all masks.
-        base, count: boundaries of the masks before them, and their own.
+        base: boundaries of the masks before them.
+        room: for how many; those beyond are left out.
     """
-    boundaries = plan.new_empty(count, dtype=torch.int32)
-    if count:
-        _place_kernel[_grid(sizes)](plan, ends, boundaries, base, **_OPTIONS)
+    boundaries = plan.new_empty(room, dtype=torch.int32)
+    if room:
+        _place_kernel[_grid(sizes)](plan, ends, boundaries, base, room, **_OPTIONS)
     return boundaries
 
 

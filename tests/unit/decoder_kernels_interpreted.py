@@ -118,13 +118,13 @@ def cut_cases() -> dict[str, tuple[torch.Tensor, tuple[int, int]]]:
     return cases | {"noise": (20 * torch.randn(256, 256), (70, 90))}
 
 
-def compare_cuts(at_once: int) -> dict[str, list[object]]:
+def compare_cuts(name: str, **limits: int) -> dict[str, list[object]]:
     """For each mask of one call what it is, and what it ought to be.
 
     Args:
-        at_once: boundaries that are placed together.
+        limits: of the module `cutting`, by name, that hold from now on.
     """
-    splitsam.decoder_service.cutting.BOUNDARIES_AT_ONCE = at_once
+    vars(splitsam.decoder_service.cutting).update(limits)
     cut = Cut(0.5, 1.0)
     cases = cut_cases()
     logits = [logits.contiguous() for logits, _ in cases.values()]
@@ -132,7 +132,7 @@ def compare_cuts(at_once: int) -> dict[str, list[object]]:
     addresses = np.array([one.data_ptr() for one in logits])
     made = Cutter(torch.device("cpu")).cut(addresses, np.arange(len(cases)), canvases)
     found = {}
-    for name, one, canvas, mask in zip(cases, logits, canvases, made, strict=True):
+    for case, one, canvas, mask in zip(cases, logits, canvases, made, strict=True):
         sizes = {"input_size": canvas.input_size, "original_size": canvas.original_size}
         options = {"mask_threshold": cut.threshold, "stability_offset": cut.stability_offset}
         [(bitmap, stability)] = cut_masks(one[None], **sizes, **options)
@@ -140,7 +140,7 @@ def compare_cuts(at_once: int) -> dict[str, list[object]]:
         box = [x, y, x + width, y + height] if width else None
         measures = [mask.rle.decode(), mask.area_px, mask.stability_score, mask.box and list(mask.box)]
         wanted = [encode_rle(bitmap), int(bitmap.sum()), stability, box]
-        found[f"{name}, {at_once} boundaries at once"] = [measures, wanted, bool((mask.to_bitmap() == bitmap).all())]
+        found[f"{case}, {name}"] = [measures, wanted, bool((mask.to_bitmap() == bitmap).all())]
     return found
 
 
@@ -149,4 +149,7 @@ if __name__ == "__main__":
     # Painting has one size, the full one, which takes the interpreter long.
     pairs = [(case, dtype) for case in CASES for dtype in DTYPES if case != "paint" or dtype == torch.float32]
     results = {f"{case} {str(dtype).removeprefix('torch.')}": errors(case, dtype) for case, dtype in pairs}
-    print(json.dumps({"errors": results, "cuts": compare_cuts(2**25) | compare_cuts(300)}))
+    cuts = compare_cuts("all at once")
+    cuts |= compare_cuts("with longer texts than fetched", CHARACTERS_PER_RUN=0)
+    cuts |= compare_cuts("with more boundaries than guessed", BOUNDARIES_OF_A_MASK=50, BOUNDARIES_AT_ONCE=300)
+    print(json.dumps({"errors": results, "cuts": cuts}))

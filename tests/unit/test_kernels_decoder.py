@@ -38,7 +38,7 @@ def test_kernels_err_no_more_than_twice_pytorch(interpreted: dict[str, dict[str,
 def test_masks_cut_together_are_those_cut_one_by_one_and_their_rle_is_that_of_pycocotools(
     interpreted: dict[str, dict[str, Any]],
 ):
-    assert len(interpreted["cuts"]) == 14
+    assert len(interpreted["cuts"]) == 21
     for case, (found, wanted, same_pixels) in interpreted["cuts"].items():
         assert same_pixels, case
         assert found == wanted, case

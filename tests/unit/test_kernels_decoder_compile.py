@@ -103,7 +103,7 @@ def test_cutting_kernels_fit_the_gpu(arch: int, tmp_path: Path) -> None:
     types = {"plan": "*i64", "counts": "*i32", "measures": "*i32"}
     counting = compiled(_count_kernel, types, blocks | {"MEASURES": 8}, arch, {"num_warps": 4})
     check("count", counting, arch, tmp_path)
-    types = {"plan": "*i64", "ends": "*i32", "boundaries": "*i32", "base": "i32"}
+    types = {"plan": "*i64", "ends": "*i32", "boundaries": "*i32", "base": "i32", "room": "i32"}
     check("place", compiled(_place_kernel, types, blocks, arch, {"num_warps": 4}), arch, tmp_path)
     types |= {"measures": "*i32", "spans": "*i32", "text": "*u8", "cursor": "*i32"}
     constants = {"PLAN": 9, "MEASURES": 8, "BLOCK": BLOCK, "MOST": MOST_CHARACTERS}
