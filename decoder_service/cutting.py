@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from splitsam.common.rle import decode_rle
 from splitsam.common.transfers import Download, Steps, finish, upload
+
+if TYPE_CHECKING:
+    from splitsam.kernels.encode_runs import EncodedRuns
 
 BITS_AT_ONCE = 256 * 2**20
 # Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.
@@ -91,31 +95,36 @@ class Cutter:
             addresses: [M], of logits [256, 256] float32, contiguous, on the device, which the caller keeps.
             canvas_of: [M], index of each mask's canvas.
         """
-        return finish(self.steps(addresses, canvas_of, canvases), self._device)
+        return finish(self.begin(addresses, canvas_of, canvases), self._device)
 
-    def steps(
+    def begin(
         self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]
     ) -> Steps[list[CutMask]]:
-        """As `cut`; waits for the device once for each 256 MiB of bits, and more often for masks like noise."""
-        sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
-        made: list[CutMask] = []
-        for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE):
-            made += yield from self._cut(addresses[piece], canvas_of[piece], sizes[piece], canvases)
-        return made
+        """As `cut`, of which 256 MiB of bits are begun already when this returns.
 
-    def _cut(
+        Waits for the device once for each such piece, and more often for masks like noise.
+        """
+        sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
+        pieces = (
+            self._launch(addresses[piece], canvas_of[piece], sizes[piece], canvases)
+            for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE)
+        )
+        return _finish_pieces(next(pieces, None), pieces)
+
+    def _launch(
         self,
         addresses: npt.NDArray[np.int64],
         canvas_of: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int64],
         canvases: Sequence[Canvas],
-    ) -> Steps[list[CutMask]]:
+    ) -> "_Piece":
         from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
-        from splitsam.kernels.encode_runs import encode_runs
-        from splitsam.kernels.run_boundaries import count_boundaries, place_boundaries
+        from splitsam.kernels.run_boundaries import count_boundaries
 
-        tables = [self._find_tables(canvas) for canvas in canvases]
-        limits = np.array([(canvas.cut.threshold, canvas.cut.stability_offset) for canvas in canvases], np.float32)
+        seen, canvas_of = np.unique(canvas_of, return_inverse=True)
+        tables = [self._find_tables(canvases[i]) for i in seen]
+        cuts = [canvases[i].cut for i in seen]
+        limits = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32)
         words = _words(sizes[:, 0])
         columns, starts = _begins(sizes[:, 1]), _begins(sizes[:, 1] * words)
         bits = torch.empty(int(starts[-1]), dtype=torch.int32, device=self._device)
@@ -129,30 +138,7 @@ class Cutter:
         plan[:, 8] = limits.view(np.int64)[canvas_of, 0]
         on_device = upload(plan, self._device)
         measured = cut_masks(on_device, sizes)
-        ends = count_boundaries(on_device, measured, sizes)
-        room = min(BOUNDARIES_OF_A_MASK * len(sizes), BOUNDARIES_GUESSED)
-        runs = encode_runs(on_device, measured, ends, place_boundaries(on_device, ends, sizes, 0, room), 0)
-        download = Download(measured, runs.spans, runs.text[: CHARACTERS_PER_RUN * room])
-        yield download
-        measures, spans, text = download.wait()
-        counts = measures[:, 7].astype(np.int64)
-        before = _begins(counts)
-        used_bytes = int(spans.sum(1).max())
-        if before[-1] <= room and used_bytes <= len(text):
-            return list(_describe(sizes, measures, spans, text[:used_bytes].tobytes()))
-        made: list[CutMask] = []
-        for piece in _pieces(counts, BOUNDARIES_AT_ONCE):
-            base, end = int(before[piece.start]), int(before[piece.stop])
-            boundaries = place_boundaries(on_device[piece], ends, sizes[piece], base, end - base)
-            runs = encode_runs(on_device[piece], measured[piece], ends, boundaries, base)
-            download = Download(runs.spans)
-            yield download
-            [spans] = download.wait()
-            download = Download(runs.text[: int(spans.sum(1).max())])
-            yield download
-            [text] = download.wait()
-            made += _describe(sizes[piece], measures[piece], spans, text.tobytes())
-        return made
+        return _Piece(on_device, sizes, bits, measured, count_boundaries(on_device, measured, sizes))
 
     def _find_tables(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
         rows, columns = (
@@ -170,6 +156,61 @@ class Cutter:
         while len(self._tables) > TABLES_KEPT:
             self._tables.popitem(last=False)
         return table
+
+
+class _Piece:
+    """Masks whose bits are on the device: what becomes of them.
+
+    Args:
+        plan: of `cut_masks`; sizes: [M, 2], height and width of each mask.
+        bits: that the plan points into.
+        measured: [M, 8], of `cut_masks`.
+        ends: of `count_boundaries`.
+    """
+
+    def __init__(self, plan: Tensor, sizes: npt.NDArray[np.int64], bits: Tensor, measured: Tensor, ends: Tensor):
+        self._plan, self._sizes, self._bits, self._measured, self._ends = plan, sizes, bits, measured, ends
+        self._room = min(BOUNDARIES_OF_A_MASK * len(sizes), BOUNDARIES_GUESSED)
+        runs = self._encode(slice(0, len(sizes)), 0, self._room)
+        self._guess = Download(measured, runs.spans, runs.text[: CHARACTERS_PER_RUN * self._room])
+
+    def masks(self) -> Steps[list[CutMask]]:
+        yield self._guess
+        measures, spans, text = self._guess.wait()
+        used_bytes = int(spans.sum(1).max())
+        counts = measures[:, 7].astype(np.int64)
+        if counts.sum() <= self._room and used_bytes <= len(text):
+            return list(_describe(self._sizes, measures, spans, text[:used_bytes].tobytes()))
+        made: list[CutMask] = []
+        before = _begins(counts)
+        for piece in _pieces(counts, BOUNDARIES_AT_ONCE):
+            base = int(before[piece.start])
+            runs = self._encode(piece, base, int(before[piece.stop]) - base)
+            download = Download(runs.spans)
+            yield download
+            [spans] = download.wait()
+            download = Download(runs.text[: int(spans.sum(1).max())])
+            yield download
+            [text] = download.wait()
+            made += _describe(self._sizes[piece], measures[piece], spans, text.tobytes())
+        return made
+
+    def _encode(self, piece: slice, base: int, room: int) -> "EncodedRuns":
+        from splitsam.kernels.encode_runs import encode_runs
+        from splitsam.kernels.run_boundaries import place_boundaries
+
+        plan = self._plan[piece]
+        boundaries = place_boundaries(plan, self._ends, self._sizes[piece], base, room)
+        return encode_runs(plan, self._measured[piece], self._ends, boundaries, base)
+
+
+def _finish_pieces(begun: _Piece | None, later: Iterator[_Piece]) -> Steps[list[CutMask]]:
+    made: list[CutMask] = []
+    while begun is not None:
+        made += yield from begun.masks()
+        begun = None  # its bits make room for the next
+        begun = next(later, None)
+    return made
 
 
 def _words(heights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -16,19 +16,18 @@ import torch
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
 
-from splitsam.common.architectures import LOW_RES_SIDE_PX
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.records import to_fp16
 from splitsam.common.sam_modules import Sam
 from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
-from splitsam.decoder_service.cutting import Canvas, Cut, CutMask, Cutter
+from splitsam.decoder_service.cutting import CutMask, Cutter
 from splitsam.decoder_service.graphs import TileRunner
 from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
 from splitsam.decoder_service.prepared import PreparedEmbedding
+from splitsam.decoder_service.tile_cutting import CutPlan, TileCut
 
-LOGITS_BYTES = 4 * LOW_RES_SIDE_PX**2
 Owner = tuple[int, int]  # a job, and a prompt of it
 
 
@@ -49,6 +48,25 @@ class PromptLogits:
     predicted_iou: tuple[float, ...]
     logits: Tensor
     cut: tuple[CutMask | None, ...] | None = None
+
+
+@dataclass(eq=False)
+class _Begun:
+    """A tile that the device works on.
+
+    Args:
+        sources: that the device reads, kept until it has.
+        scores: [P, K, 2] on their way to the host, mask token and predicted IoU of each mask.
+        logits: likewise, where a job wants them there.
+        cut: what is being cut of it.
+    """
+
+    tile: Tile
+    sources: Sequence[PreparedEmbedding]
+    prediction: Prediction
+    scores: Download
+    logits: Download | None = None
+    cut: TileCut | None = None
 
 
 class DecoderModel:
@@ -127,70 +145,42 @@ class DecoderModel:
     def _decode(self, jobs: Sequence[ImageJob], max_prompts: int) -> Steps[list[list[PromptLogits]]]:
         """As `decode`, at most `max_prompts` in one forward pass."""
         images: dict[int, PreparedEmbedding] = {}
-        tiles, outputs, sources, scores, logits = [], [], [], [], []
+        begun: list[_Begun] = []
+        plan = CutPlan.of(jobs, self._cutter)
         with exact_convolutions(self.device, self.dtype):
             # The device computes on one tile while the next is packed.
             for tile in pack(jobs, max_prompts, self._network.widths):
                 images |= {i: self._prepared(jobs[i]) for i in tile.job_of_source if i not in images}
-                sources.append(self._prepare_sources(tile, images))
-                outputs.append(self._forward(tile, sources[-1]))
-                scores.append(Download(outputs[-1].scores))
-                on_host = self._cutter is not None and any(jobs[i].on_host for i, _ in tile.owners)
-                logits.append(Download(to_fp16(outputs[-1].logits)) if on_host else None)
-                tiles.append(tile)
-        if not tiles:
-            return [[] for _ in jobs]
+                one = self._begin(tile, self._prepare_sources(tile, images))
+                if self._cutter is not None and any(jobs[i].on_host for i, _ in tile.owners):
+                    one.logits = Download(to_fp16(one.prediction.logits))
+                if plan is not None and plan.floors is None:
+                    one.cut = plan.begin(tile, one.prediction.logits, None)
+                begun.append(one)
         # The host waits for the device where it reads scores, and for what was cut, and nowhere else.
-        cut = yield from self._cut(jobs, tiles, outputs, scores)
+        if plan is not None and plan.floors is not None:
+            for one in begun:
+                yield one.scores
+                one.cut = plan.begin(one.tile, one.prediction.logits, one.scores.wait()[0])
         answers: dict[Owner, PromptLogits] = {}
-        for tile, output, masks, download, brought in zip(tiles, outputs, cut, scores, logits, strict=True):
-            width = tile.wanted.shape[1]
-            yield download
-            [of_tile] = download.wait()
-            if brought is not None:
-                yield brought
-            rows = (output.logits if brought is None else torch.from_numpy(brought.wait()[0])).unbind()
+        for one in begun:
+            tile = one.tile
+            masks = (yield from one.cut.masks()) if one.cut is not None else [None] * len(tile.owners)
+            yield one.scores
+            [of_tile] = one.scores.wait()
+            if one.logits is not None:
+                yield one.logits
+            rows = (one.prediction.logits if one.logits is None else torch.from_numpy(one.logits.wait()[0])).unbind()
             indices, ious = of_tile[..., 0].astype(np.int64).tolist(), of_tile[..., 1].tolist()
             found = zip(tile.owners, tile.counts.tolist(), indices, ious, rows, masks, strict=True)
             for owner, count, index, iou, row, own in found:
-                kept = row if count == width else row[:count]
+                kept = row if count == tile.wanted.shape[1] else row[:count]
                 answers[owner] = PromptLogits(tuple(index[:count]), tuple(iou[:count]), kept, own)
         return [[answers[i, j] for j in range(len(job.prompts))] for i, job in enumerate(jobs)]
 
-    def _cut(
-        self, jobs: Sequence[ImageJob], tiles: Sequence[Tile], outputs: Sequence[Prediction], scores: Sequence[Download]
-    ) -> Steps[list[Sequence[tuple[CutMask | None, ...] | None]]]:
-        """For each prompt of each tile its masks where its job asks for them, on a GPU."""
-        if self._cutter is None or all(job.cut is None for job in jobs):
-            return [[None] * len(tile.owners) for tile in tiles]
-        asked = np.array([job.cut is not None for job in jobs])
-        floors = [job.cut.above_iou if job.cut is not None else None for job in jobs]
-        floor = np.array([-np.inf if least is None else least for least in floors])
-        # Without any the scores are not waited for: the device would be idle while cutting is prepared.
-        has_floors = any(least is not None for least in floors)
-        wanted, addresses, canvas_of = [], [], []
-        for tile, output, download in zip(tiles, outputs, scores, strict=True):
-            of_job = np.array([i for i, _ in tile.owners], np.int64)
-            width = tile.wanted.shape[1]
-            needed = asked[of_job][:, None] & (np.arange(width) < tile.counts[:, None])
-            if has_floors:
-                yield download
-                [of_tile] = download.wait()
-                needed &= ~(of_tile[..., 1] <= floor[of_job][:, None])
-            wanted.append(needed)
-            places = np.flatnonzero(needed)
-            addresses.append(output.logits.data_ptr() + LOGITS_BYTES * places)
-            canvas_of.append(of_job[places // width])
-        canvases = [Canvas(job.input_size, job.original_size, job.cut or Cut()) for job in jobs]
-        masks = yield from self._cutter.steps(np.concatenate(addresses), np.concatenate(canvas_of), canvases)
-        made = iter(masks)
-        return [
-            [
-                tuple(next(made) if need else None for need in row[:count]) if asked[i] else None
-                for row, count, (i, _) in zip(needed.tolist(), tile.counts.tolist(), tile.owners, strict=True)
-            ]
-            for tile, needed in zip(tiles, wanted, strict=True)
-        ]
+    def _begin(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> "_Begun":
+        prediction = self._forward(tile, sources)
+        return _Begun(tile, sources, prediction, Download(prediction.scores))
 
     def _forward(self, tile: Tile, sources: Sequence[PreparedEmbedding]) -> Prediction:
         network = self._network

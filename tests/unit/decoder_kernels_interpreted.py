@@ -3,6 +3,7 @@
 A program of its own: the interpreter is chosen when Triton is imported, and the compile tests need the other kind.
 """
 
+import dataclasses
 import json
 import os
 
@@ -11,10 +12,13 @@ os.environ["TRITON_INTERPRET"] = "1"
 import cv2
 import numpy as np
 import torch
+from decoder_support import embedding, image_job, prompt, random_sam
 
 import splitsam.decoder_service.cutting
 from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
-from splitsam.decoder_service.masks import cut_masks, encode_rle
+from splitsam.decoder_service.masks import cut_masks, encode_rle, write_masks
+from splitsam.decoder_service.model import DecoderModel
+from splitsam.decoder_service.prompts import OutputOptions
 from splitsam.kernels.paint_logits import paint_logits, paint_logits_reference
 from splitsam.kernels.read_pixels import launch_read_pixels, read_pixels, read_pixels_reference
 from splitsam.kernels.write_pixels import write_pixels, write_pixels_reference
@@ -144,6 +148,34 @@ def compare_cuts(name: str, **limits: int) -> dict[str, list[object]]:
     return found
 
 
+def compare_answers(floor: float | None) -> list[list[str]]:
+    """What prompts on two images are answered where masks are cut along the way, and where they are cut afterwards.
+
+    Args:
+        floor: of the predicted IoU, for the masks of the first image.
+    """
+    sizes = [(33, 51), (40, 64), (40, 64)]
+    cuts = [Cut(above_iou=floor), Cut(0.02), None]
+    jobs = []
+    for i, (size, cut) in enumerate(zip(sizes, cuts, strict=True)):
+        asked = [prompt(j, size, points=1 + j % 2) for j in range(3)]
+        jobs.append(dataclasses.replace(image_job(embedding(i), size, asked), cut=cut))
+    model = DecoderModel(random_sam(), "cpu", max_prompts_per_forward=4)
+    model._cutter = Cutter(model.device)
+    compared = []
+    for job, answers in zip(jobs, model.decode(jobs), strict=True):
+        options = OutputOptions(mask_threshold=job.cut.threshold if job.cut else 0.0)
+        sizes_of_job = {"input_size": job.input_size, "original_size": job.original_size}
+        for answer in answers:
+            assert (answer.cut is None) == (job.cut is None)
+            found = list(write_masks(answer, **sizes_of_job, output=options))
+            wanted = list(write_masks(dataclasses.replace(answer, cut=None), **sizes_of_job, output=options))
+            if job.cut and job.cut.above_iou is not None:
+                wanted = [mask for mask in wanted if mask.predicted_iou > job.cut.above_iou]
+            compared.append([repr(found), repr(wanted)])
+    return compared
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # Painting has one size, the full one, which takes the interpreter long.
@@ -152,4 +184,5 @@ if __name__ == "__main__":
     cuts = compare_cuts("all at once")
     cuts |= compare_cuts("with longer texts than fetched", CHARACTERS_PER_RUN=0)
     cuts |= compare_cuts("with more boundaries than guessed", BOUNDARIES_OF_A_MASK=50, BOUNDARIES_AT_ONCE=300)
-    print(json.dumps({"errors": results, "cuts": cuts}))
+    answers = {str(floor): compare_answers(floor) for floor in (None, 0.0)}
+    print(json.dumps({"errors": results, "cuts": cuts, "answers": answers}))

@@ -1,6 +1,7 @@
 """The decoder's kernels in Triton's interpreter: as near to float32 as PyTorch; and what they refuse."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from splitsam.kernels.write_pixels import write_pixels
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, dict[str, Any]]:
     program = Path(__file__).with_name("decoder_kernels_interpreted.py")
-    run = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(program.parents[1])}
+    run = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     found: dict[str, dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
     return found
@@ -42,6 +44,14 @@ def test_masks_cut_together_are_those_cut_one_by_one_and_their_rle_is_that_of_py
     for case, (found, wanted, same_pixels) in interpreted["cuts"].items():
         assert same_pixels, case
         assert found == wanted, case
+
+
+def test_masks_cut_tile_by_tile_are_those_cut_afterwards(interpreted: dict[str, dict[str, Any]]):
+    all_of_them, above_floor = interpreted["answers"]["None"], interpreted["answers"]["0.0"]
+    assert len(all_of_them) == len(above_floor) == 9
+    for found, wanted in (*all_of_them, *above_floor):
+        assert found == wanted
+    assert len(repr(above_floor)) < len(repr(all_of_them))
 
 
 @pytest.mark.parametrize("prompts", [1, 3, 8, 64, 1000])
