@@ -39,6 +39,7 @@ from splitsam.decoder_service.service import DecoderService
 from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.encoder_service.service import EncoderService
 from splitsam.encoder_service.settings import EncoderSettings
+from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.settings import GatewaySettings
 
 SETTINGS = {"encoder": EncoderSettings, "decoder": DecoderSettings}
@@ -302,7 +303,8 @@ def test_the_verification_stops_damaged_weights(tmp_path, damaged):
 def series() -> dict[str, set[str]]:
     """Every time series that the services may expose, with the names of its labels."""
     found = {}
-    for name, collector in Metrics().registry._names_to_collectors.items():
+    collectors = GatewayMetrics().registry._names_to_collectors | Metrics().registry._names_to_collectors
+    for name, collector in collectors.items():
         labels = set(collector._labelnames)
         found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
     return found
