@@ -217,7 +217,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _wait_for_more(self) -> None:
         """Hold an unfilled batch back for max_wait at the most, counted from its oldest entry."""
-        while not self._closing and self._max_wait_s:
+        while len(self) and not self._closing and self._max_wait_s:
             oldest_s = min(place.item.queued_at_s for place in self._queue)
             left_s = oldest_s + self._max_wait_s - time.monotonic()
             if left_s <= 0 or self._queue.weight >= self._max_weight:

@@ -394,6 +394,19 @@ async def test_cancelled_items_do_not_keep_others_out_of_a_full_queue(start, mod
     assert dropped(metrics, "cancelled") == 1
 
 
+async def test_a_queue_that_empties_while_the_model_is_busy_does_not_end_the_worker(start, model: Model):
+    batcher = start(max_queue=1, max_wait_ms=1)
+    busy, gone = await submit_behind(batcher, model, 1)
+    gone.cancel()
+    [late] = submit(batcher, 2, left_s=-1)  # finds the queue full, drops who has gone, and is refused all the same
+    with pytest.raises(DeadlineTooShort):
+        await late
+    assert len(batcher) == 0
+    model.let_go()
+    assert await values([busy]) == [0]
+    assert await values(submit(batcher, 3)) == [6]
+
+
 async def test_an_item_cancelled_while_it_runs_leaves_its_batch_mates_their_results(start, model: Model):
     batcher = start(max_weight=2)
     busy = await submit_behind(batcher, model)
