@@ -7,16 +7,17 @@ loop:
     wait until an entry is queued; if the batch is not full, wait up to max_wait for more
     take entries, clicks before bulk and tenants in turn, up to max_weight; drop the cancelled, refuse the expired
     run the batch; if it fails, halve it until the culprit is alone
-    give every entry its own result or error
+    give every entry its own result or error, an internal one where anything else than the model fails
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -25,7 +26,7 @@ from opentelemetry.trace import Span
 
 from splitsam.common import tracing
 from splitsam.common.admission import Admission
-from splitsam.common.errors import NotReady, QueueFull
+from splitsam.common.errors import InternalError, NotReady, QueueFull
 from splitsam.common.fair_queue import FairQueue, Lane, Place
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import lower_priority
@@ -207,7 +208,10 @@ class Batcher(Generic[Item, Result]):
                 continue
             await self._room.acquire()
             await self._wait_for_more()
-            serving = asyncio.create_task(self._serve(self._take()))
+            batch: list[Place[_Entry[Item, Result]]] = []
+            with self._answering(batch):
+                self._take(batch)
+            serving = asyncio.create_task(self._serve([place for place in batch if not place.item.future.done()]))
             self._serving.add(serving)
             serving.add_done_callback(self._end)
 
@@ -228,55 +232,65 @@ class Batcher(Generic[Item, Result]):
             except TimeoutError:
                 return
 
-    def _take(self) -> list[Place[_Entry[Item, Result]]]:
-        """The next batch, without entries that nobody waits for any more."""
-        batch: list[Place[_Entry[Item, Result]]] = []
+    @contextlib.contextmanager
+    def _answering(self, batch: list[Place[_Entry[Item, Result]]]) -> Iterator[None]:
+        """Whatever is raised inside, nobody in the batch is left without an answer, and the batcher goes on."""
+        try:
+            yield
+        except (Exception, asyncio.CancelledError):  # a model on the event loop may await what others cancel
+            log.exception("a batch failed outside the model", extra={"batcher": self._name, "batch": len(batch)})
+            for place in batch:
+                if not place.item.future.done():
+                    place.item.future.set_exception(InternalError("the batch that the request was in failed"))
+
+    def _take(self, batch: list[Place[_Entry[Item, Result]]]) -> None:
+        """Fill the next batch, without entries that nobody waits for any more; what has left the queue is in it."""
         weight = 0
-        now_s = time.monotonic()
         for lane in Lane:
             while (due := self._queue.first(lane)) and (not batch or weight + due.weight <= self._max_weight):
-                self._queue.take_first(lane)
-                if due.item.future.done():
-                    self._metrics.dropped.labels(self._name, "cancelled").inc()
-                elif late := self._admission.find_lateness(due.lane, due.item.latest_start_s, due.item.deadline_s):
-                    self._metrics.dropped.labels(self._name, "expired").inc()
-                    due.item.future.set_exception(late)
+                batch.append(self._queue.take_first(lane))
+                if self._turn_away(due):
+                    batch.pop()
                 else:
-                    batch.append(due)
                     weight += due.weight
-                    due.item.waiting.end()
-                    self._metrics.queue_seconds.labels(self._name).observe(now_s - due.item.queued_at_s)
         self._metrics.queue_length.labels(self._name).set(len(self))
-        if batch:
-            self._metrics.batch_fill.labels(self._name).observe(weight)
-        return batch
+
+    def _turn_away(self, due: Place[_Entry[Item, Result]]) -> bool:
+        """Whether an entry whose turn has come is not served: nobody waits for it any more, or it is too late."""
+        if due.item.future.done():
+            self._metrics.dropped.labels(self._name, "cancelled").inc()
+            return True
+        late = self._admission.find_lateness(due.lane, due.item.latest_start_s, due.item.deadline_s)
+        if late is None:
+            return False
+        self._metrics.dropped.labels(self._name, "expired").inc()
+        due.item.future.set_exception(late)
+        return True
 
     async def _serve(self, batch: list[Place[_Entry[Item, Result]]]) -> None:
         if not batch:
             return
-        start_s = time.monotonic()
-        weight = sum(place.weight for place in batch)
-        self._admission.begin_batch(weight)
-        size = {"splitsam.batch.entries": len(batch), "splitsam.batch.weight": weight}
-        spans = tracing.begin_batch(f"{self._name} model", [place.item.request for place in batch], size)
-        items = [place.item.item for place in batch]
-        results = await self._run_isolating(items)
-        end_s = time.monotonic()
-        model_s = end_s - start_s
-        self._admission.end_batch(weight, end_s - max(start_s, self._ended_s), idle=len(self._serving) <= 1)
-        self._ended_s = end_s
-        self._metrics.model_seconds.labels(self._name).observe(model_s)
-        for place, result, span in zip(batch, results, spans, strict=True):
-            entry = place.item
-            if isinstance(result, Exception):
-                tracing.fail(span, result)
-            span.end()
-            if entry.future.done():
-                continue
-            if isinstance(result, Exception):
-                entry.future.set_exception(result)
-            else:
-                entry.future.set_result(Served(result, (start_s - entry.queued_at_s) * 1000, model_s * 1000))
+        with self._answering(batch):
+            start_s = time.monotonic()
+            entries = [place.item for place in batch]
+            weight = sum(place.weight for place in batch)
+            self._metrics.batch_fill.labels(self._name).observe(weight)
+            for entry in entries:
+                entry.waiting.end()
+                self._metrics.queue_seconds.labels(self._name).observe(start_s - entry.queued_at_s)
+            size = {"splitsam.batch.entries": len(batch), "splitsam.batch.weight": weight}
+            spans = tracing.begin_batch(f"{self._name} model", [entry.request for entry in entries], size)
+            self._admission.begin_batch(weight)
+            results = await self._run_isolating([entry.item for entry in entries])
+            end_s = time.monotonic()
+            _answer(entries, results, start_s, end_s)  # what fails from here on costs nobody a result
+            self._admission.end_batch(weight, end_s - max(start_s, self._ended_s), idle=len(self._serving) <= 1)
+            self._ended_s = end_s
+            for span, result in zip(spans, results, strict=True):
+                if isinstance(result, Exception):
+                    tracing.fail(span, result)
+                span.end()
+            self._metrics.model_seconds.labels(self._name).observe(end_s - start_s)
 
     async def _run_isolating(self, items: Sequence[Item]) -> list[Result | Exception]:
         """Run a batch; when it fails as a whole, halve it so that only the culprit's caller sees the failure."""
@@ -296,3 +310,16 @@ class Batcher(Generic[Item, Result]):
         self, run: Callable[[Sequence[Item]], Any], items: Sequence[Item]
     ) -> Sequence[Result | Exception]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run, items)
+
+
+def _answer(
+    entries: Sequence[_Entry[Item, Result]], results: Sequence[Result | Exception], start_s: float, end_s: float
+) -> None:
+    """Hand over the results of a batch that ran from start_s to end_s, to those who still wait for them."""
+    for entry, result in zip(entries, results, strict=True):
+        if entry.future.done():
+            continue
+        if isinstance(result, Exception):
+            entry.future.set_exception(result)
+        else:
+            entry.future.set_result(Served(result, (start_s - entry.queued_at_s) * 1000, (end_s - start_s) * 1000))
