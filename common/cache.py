@@ -138,7 +138,12 @@ class RecordCache:
                 pipeline.set(name, pack_record(header, values), ex=ttl_s)
             pipeline.execute()
 
-        await self._call("set", store, wait_s)
+        try:
+            await self._call("set", store, wait_s)
+        except CacheUnavailable:
+            for header, _ in records:
+                self._metrics.cache_unstored.labels(KIND_NAMES[header.kind], "unavailable").inc()
+            raise
 
     async def claim(self, address: Address, *, ttl_ms: int) -> bool:
         """Take the right to encode this key; False when another replica holds it. It lapses by itself."""

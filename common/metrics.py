@@ -91,6 +91,12 @@ class Metrics(ProcessMetrics):
             ["kind", "tier", "result"],
             registry=self.registry,
         )
+        self.cache_unstored = Counter(
+            "splitsam_cache_unstored",
+            "Records that Redis did not get, by kind and why: unavailable, or backlog, too many waited for it already",
+            ["kind", "why"],
+            registry=self.registry,
+        )
         self.prefetches = Counter(
             "splitsam_prefetches",
             "Embeddings asked for ahead of their first prompt, by result: fetched, resident already, or failed",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 
 import numpy as np
@@ -16,10 +17,13 @@ from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key, to_fp16
 
+log = logging.getLogger("splitsam.refinements")
+
 # Logits of 128 KiB that wait for Redis; when there are more, it hangs, and the rest stays in memory alone.
 _MOST_WAITING = 256
 _WRITTEN_AT_ONCE = 16
 _WRITE_S = 10.0  # the cache's own timeout is shorter
+_LOGGED_EVERY_S = 10.0
 
 
 class RefinementStore:
@@ -38,6 +42,7 @@ class RefinementStore:
         self._resident: ByteBudgetLRU[Address, tuple[torch.Tensor, float]] = ByteBudgetLRU(budget_bytes)
         self._waiting: list[tuple[RecordHeader, torch.Tensor]] = []
         self._writer: asyncio.Task[None] | None = None
+        self._silent_until_s = 0.0
 
     async def close(self) -> None:
         """Waits for what is on its way to Redis."""
@@ -61,9 +66,19 @@ class RefinementStore:
         self._remember(address, kept)
         if len(self._waiting) < _MOST_WAITING:
             self._waiting.append((header, kept[None]))
+        else:
+            self._leave_out()
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         return address.key.hex()
+
+    def _leave_out(self) -> None:
+        """Count logits that Redis is not given, and say so now and then."""
+        self._metrics.cache_unstored.labels("logits", "backlog").inc()
+        now_s = time.monotonic()
+        if now_s >= self._silent_until_s:
+            self._silent_until_s = now_s + _LOGGED_EVERY_S
+            log.warning("redis is behind with logits, more of them stay here alone", extra={"waiting": _MOST_WAITING})
 
     async def _write(self) -> None:
         """One round trip after the other, each with what has come meanwhile."""

@@ -223,11 +223,11 @@ async def test_a_paused_redis_is_unavailable_and_then_not_asked_for_a_second(
     assert await get(cache, header) is not None
 
 
-async def test_a_redis_that_refuses_connections_is_unavailable(
-    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess], clock: Clock
+async def test_a_redis_that_refuses_connections_is_unavailable_and_what_it_did_not_get_is_counted(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess], clock: Clock, metrics: Metrics
 ):
     server = start_redis()
-    cache, header = connect(server), new_header()
+    cache, header = connect(server), new_header(EMBEDDING)
     server.kill()
     for operation in (cache.ping(), put(cache, header), get(cache, header), peek(cache, header)):
         with pytest.raises(CacheUnavailable):
@@ -236,6 +236,8 @@ async def test_a_redis_that_refuses_connections_is_unavailable(
     for operation in (cache.claim(header.address, ttl_ms=1000), cache.release(header.address)):
         with pytest.raises(CacheUnavailable):
             await operation
+    labels = {"kind": "embedding", "why": "unavailable"}
+    assert metrics.registry.get_sample_value("splitsam_cache_unstored_total", labels) == 1
     server.start()
 
 

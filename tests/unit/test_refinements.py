@@ -65,7 +65,14 @@ async def test_token_is_good_at_once_here_and_after_the_write_elsewhere(start, r
         await there.load("acme", os.urandom(32), tokens[0])
 
 
-async def test_nobody_waits_for_a_redis_that_hangs_and_memory_is_bounded(start, start_redis, embedding, monkeypatch):
+def unstored(metrics: Metrics, why: str) -> float:
+    labels = {"kind": "logits", "why": why}
+    return metrics.registry.get_sample_value("splitsam_cache_unstored_total", labels) or 0.0
+
+
+async def test_nobody_waits_for_a_redis_that_hangs_and_memory_is_bounded(
+    start, start_redis, embedding, monkeypatch, metrics, caplog
+):
     monkeypatch.setattr(refinements, "_MOST_WAITING", 3)
     server = start_redis()
     store = start(server, timeout_ms=200)
@@ -77,6 +84,8 @@ async def test_nobody_waits_for_a_redis_that_hangs_and_memory_is_bounded(start, 
             assert torch.equal(await load(store, embedding, token), LOGITS + number)
         await store.close()
         assert not store._waiting
+        assert (unstored(metrics, "backlog"), unstored(metrics, "unavailable")) == (6, 3)
+        assert len([record for record in caplog.records if record.name == "splitsam.refinements"]) == 1
     finally:
         server.resume()
     again = start(server)
