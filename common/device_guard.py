@@ -24,6 +24,7 @@ OUT_OF_MEMORY_LIMIT = 5
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Model = Callable[[Sequence[Item]], Sequence[Result]]
+ModelOnLoop = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
 
 
 class DeviceGuard:
@@ -50,31 +51,29 @@ class DeviceGuard:
         """Wait until the device is lost; why."""
         return await asyncio.shield(asyncio.wrap_future(self._lost))
 
-    def guarded(
-        self, run: Callable[[Sequence[Item]], Sequence[Result]]
-    ) -> Callable[[Sequence[Item]], Sequence[Result]]:
+    def guarded(self, run: Model[Item, Result]) -> Model[Item, Result]:
         """A model call that raises as `watch` says."""
 
         def call(items: Sequence[Item]) -> Sequence[Result]:
-            with self.watch(len(items)):
-                results = run(items)
-            self._out_of_memory_in_a_row = 0
-            return results
+            with self._watch_batch(items):
+                return run(items)
 
         return call
 
-    def guarded_on_loop(
-        self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
-    ) -> Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]:
+    def guarded_on_loop(self, run: ModelOnLoop[Item, Result]) -> ModelOnLoop[Item, Result]:
         """As `guarded`, of a model call that is awaited."""
 
         async def call(items: Sequence[Item]) -> Sequence[Result]:
-            with self.watch(len(items)):
-                results = await run(items)
-            self._out_of_memory_in_a_row = 0
-            return results
+            with self._watch_batch(items):
+                return await run(items)
 
         return call
+
+    @contextlib.contextmanager
+    def _watch_batch(self, items: Sequence[Item]) -> Iterator[None]:
+        with self.watch(len(items)):
+            yield
+        self._out_of_memory_in_a_row = 0
 
     @contextlib.contextmanager
     def watch(self, items: int = 1) -> Iterator[None]:

@@ -127,6 +127,20 @@ async def test_a_model_on_the_event_loop_is_judged_as_well(metrics):
     assert guard.is_lost
 
 
+async def test_a_success_on_the_event_loop_starts_the_count_again(guard):
+    async def run(items):
+        if not all(items):
+            raise FULL
+        return items
+
+    call = guard.guarded_on_loop(run)
+    for _ in range(OUT_OF_MEMORY_LIMIT):
+        with pytest.raises(DeviceOutOfMemory):
+            await call([0])
+        await call([1])
+    assert not guard.is_lost
+
+
 @pytest.mark.parametrize("error", [LOST, ValueError("a shape")])
 def test_error_of_one_call_is_no_lost_device(guard, error):
     with pytest.raises(type(error)):
