@@ -31,6 +31,34 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Images whose answers came while it was measured; latencies are in milliseconds.
+
+    Args:
+        images: encoded, and stored in Redis.
+        model_batch, model_img_s: the model alone on the same device, in its largest batch.
+        share: of the model's own images a second, what clients got.
+        ms_p50, ms_p90, ms_p99: from the first sending of an image to its answer; None without answers.
+        stages: p50 / p99 of the milliseconds that the service says it spent on each.
+        refused: how many calls, which were sent again; `refusals` counts them by reason.
+        not_stored: images that were encoded and that Redis did not take.
+    """
+
+    images: int
+    img_s: float
+    model_batch: int
+    model_img_s: float
+    share: float
+    ms_p50: float | None
+    ms_p90: float | None
+    ms_p99: float | None
+    stages: str
+    refused: int
+    refusals: str
+    not_stored: int
+
+
+@dataclass(frozen=True)
 class Usage:
     """What the processes behind the answers did meanwhile, on average.
 
@@ -50,45 +78,9 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Images whose answers came while it was measured; latencies are in milliseconds.
+class Row(Usage, Answers, Setting):
+    """One run. Its columns begin with those of the last base: setting, answers, usage, machine."""
 
-    Args:
-        images: encoded, and stored in Redis.
-        model_batch, model_img_s: the model alone on the same device, in its largest batch.
-        share: of the model's own images a second, what clients got.
-        ms_p50, ms_p90, ms_p99: from the first sending of an image to its answer; None without answers.
-        stages: p50 / p99 of the milliseconds that the service says it spent on each.
-        refused: how many calls, which were sent again; `refusals` counts them by reason.
-        not_stored: images that were encoded and that Redis did not take.
-    """
-
-    model: str
-    precision: str
-    batch_sizes: str
-    encoder_args: str
-    clients: int
-    generators: int
-    seconds: float
-    cores: int
-    images: int
-    img_s: float
-    model_batch: int
-    model_img_s: float
-    share: float
-    ms_p50: float | None
-    ms_p90: float | None
-    ms_p99: float | None
-    stages: str
-    refused: int
-    refusals: str
-    not_stored: int
-    fill: float | None
-    encoder_cores: float
-    redis_cores: float
-    clients_cores: float
-    redis_sets_s: float
-    redis_mib_s: float
     gpu: str
     torch: str
     triton: str

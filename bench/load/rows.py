@@ -15,25 +15,7 @@ ALLOWED_FACTOR = 3
 
 
 @dataclass(frozen=True)
-class Environment:
-    """The columns that are the same in all rows of a run.
-
-    Args:
-        device: of the services.
-        load_before: the machine's load average over a minute, before the services were started.
-    """
-
-    device: str
-    model: str
-    load_before: float
-    torch: str
-    grpcio: str
-    commit: str
-    command: str
-
-
-@dataclass(frozen=True)
-class Row:
+class Figures:
     """Latencies are in milliseconds, counted from when a request was due. None is a figure that does not exist there.
 
     Args:
@@ -76,6 +58,17 @@ class Row:
     rss_mib: float
     bound_ms: int
     normal_after_s: float | None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The columns that are the same in all rows of a run.
+
+    Args:
+        device: of the services.
+        load_before: the machine's load average over a minute, before the services were started.
+    """
+
     device: str
     model: str
     load_before: float
@@ -83,6 +76,11 @@ class Row:
     grpcio: str
     commit: str
     command: str
+
+
+@dataclass(frozen=True)
+class Row(Environment, Figures):
+    """One kind of request in one phase. Its columns begin with those of the last base: figures, environment."""
 
 
 @dataclass(frozen=True)
