@@ -1,7 +1,5 @@
 """The Prometheus metrics of the gateway; names and meanings are part of its interface."""
 
-from prometheus_client import Counter, Gauge
-
 from splitsam.common.metrics import ProcessMetrics
 
 
@@ -10,35 +8,29 @@ class GatewayMetrics(ProcessMetrics):
 
     def __init__(self) -> None:
         super().__init__()
-        self.requests = Counter(
+        self.requests = self.counter(
             "splitsam_gateway_requests",
             "Finished requests by route and HTTP status; a pointer's is that of its end",
             ["route", "status"],
-            registry=self.registry,
         )
-        self.in_progress = Gauge(
-            "splitsam_gateway_requests_in_progress",
-            "Requests and pointers that have begun and not ended",
-            registry=self.registry,
+        self.in_progress = self.gauge(
+            "splitsam_gateway_requests_in_progress", "Requests and pointers that have begun and not ended"
         )
         self.request_seconds = self.seconds(
             "splitsam_gateway_request_seconds", "Time in the gateway, the services' included", ["route"]
         )
-        self.positions = Counter(
+        self.positions = self.counter(
             "splitsam_gateway_positions",
             "Positions of pointers by what became of them: answered, superseded or failed",
             ["result"],
-            registry=self.registry,
         )
-        self.fetches = Counter(
+        self.fetches = self.counter(
             "splitsam_gateway_fetches",
             "Images fetched by result: OK, or the reason that the caller was told",
             ["result"],
-            registry=self.registry,
         )
-        self.encoded_ahead = Counter(
+        self.encoded_ahead = self.counter(
             "splitsam_gateway_encoded_ahead",
             "Images of Label Studio's projects by result: encoded, known from an earlier run, or failed",
             ["result"],
-            registry=self.registry,
         )
