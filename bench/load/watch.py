@@ -70,9 +70,10 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has used of all cores since its start."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def cpu_seconds(pid: int, *, main_thread: bool = False) -> float:
+    """What a process, or its main thread alone, has used of all cores since its start."""
+    folder = Path(f"/proc/{pid}/task/{pid}" if main_thread else f"/proc/{pid}")
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
     user, system = fields[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 

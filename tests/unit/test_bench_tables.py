@@ -10,12 +10,13 @@ from bench.faults import tables as faults
 from bench.fuzz import tables as fuzz
 from bench.gateway import tables as gateway
 from bench.load import tables as load
+from bench.loop import tables as loop
 from bench.page import tables as page
 from bench.readiness import tables as readiness
 from bench.row_file import RESULTS
 from bench.waterfall import tables as waterfall
 
-BENCHMARKS = (datasets, decoder, encode, faults, fuzz, gateway, load, page, readiness, waterfall)
+BENCHMARKS = (datasets, decoder, encode, faults, fuzz, gateway, load, loop, page, readiness, waterfall)
 
 
 @pytest.mark.parametrize("tables", BENCHMARKS, ids=lambda tables: tables.__name__)
