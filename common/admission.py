@@ -33,21 +33,23 @@ class Admission(Generic[Item]):
         self.longest_s = {lane: max_queue_ms.get(lane, math.inf) / 1000 for lane in Lane}
         self._shares = dict.fromkeys(Lane, _FIRST_SHARE)
         self._times = ServiceTime()
+        self._in_work = 0
         self._busy_until_s: float | None = None
 
     def begin_batch(self, weight: int) -> None:
         """The worker has begun a batch, maybe behind others."""
+        self._in_work += 1
         now_s = time.monotonic()
         self._busy_until_s = max(now_s, self._busy_until_s or now_s) + self._times.estimate(weight)
 
-    def end_batch(self, weight: int, seconds: float, *, idle: bool) -> None:
+    def end_batch(self, weight: int, seconds: float) -> None:
         """The worker has ended a batch.
 
         Args:
             seconds: that it had the worker for itself.
-            idle: there is no other.
         """
-        if idle:
+        self._in_work -= 1
+        if not self._in_work:
             self._busy_until_s = None
         self._times.observe(weight, seconds)
         if not len(self._queue):

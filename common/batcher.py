@@ -281,11 +281,13 @@ class Batcher(Generic[Item, Result]):
             size = {"splitsam.batch.entries": len(batch), "splitsam.batch.weight": weight}
             spans = tracing.begin_batch(f"{self._name} model", [entry.request for entry in entries], size)
             self._admission.begin_batch(weight)
-            results = await self._run_isolating([entry.item for entry in entries])
-            end_s = time.monotonic()
-            _answer(entries, results, start_s, end_s)  # what fails from here on costs nobody a result
-            self._admission.end_batch(weight, end_s - max(start_s, self._ended_s), idle=len(self._serving) <= 1)
-            self._ended_s = end_s
+            try:
+                results = await self._run_isolating([entry.item for entry in entries])
+                _answer(entries, results, start_s, time.monotonic())  # what fails from here on costs nobody a result
+            finally:
+                end_s = time.monotonic()
+                self._admission.end_batch(weight, end_s - max(start_s, self._ended_s))
+                self._ended_s = end_s
             for span, result in zip(spans, results, strict=True):
                 if isinstance(result, Exception):
                     tracing.fail(span, result)

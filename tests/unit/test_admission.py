@@ -22,7 +22,7 @@ def admission(queue: FairQueue[int]) -> Admission[int]:
     made = Admission(queue, max_weight=1, max_queue=1000, max_queue_ms={Lane.CLICK: BOUND_MS})
     for _ in range(5):
         made.begin_batch(1)
-        made.end_batch(1, 0.01, idle=True)
+        made.end_batch(1, 0.01)
     return made
 
 
@@ -57,7 +57,7 @@ def test_less_is_given_away_after_lateness_more_after_punctuality_and_an_empty_q
     assert fewer < admit_all(queue, admission) < first
     drain(queue)
     admission.begin_batch(1)
-    admission.end_batch(1, 0.01, idle=True)
+    admission.end_batch(1, 0.01)
     assert admit_all(queue, admission) == first
 
 
@@ -68,10 +68,11 @@ def test_batches_begun_behind_others_are_waited_for_too(queue, admission):
         admission.begin_batch(1)
     assert admit_all(queue, admission, running_s=0.2) == pytest.approx(first - 20, abs=3)
     drain(queue)
-    admission.end_batch(1, 0.01, idle=False)
+    for _ in range(19):
+        admission.end_batch(1, 0.01)
     assert admit_all(queue, admission, running_s=0.2) < first - 10
     drain(queue)
-    admission.end_batch(1, 0.01, idle=True)
+    admission.end_batch(1, 0.01)
     assert admit_all(queue, admission) == first
 
 

@@ -489,6 +489,27 @@ async def test_as_many_batches_are_in_work_as_are_allowed(metrics: Metrics):
     assert begun == [[1, 2], [3, 4], [5, 6]]
 
 
+async def test_batches_that_end_together_leave_an_idle_worker(metrics: Metrics):
+    may_end = asyncio.Event()
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        await may_end.wait()
+        return items
+
+    batcher = Batcher(run, name="test", max_weight=1, max_wait_ms=0, max_queue=9, metrics=metrics, at_once=2)
+    batcher.start()
+    tasks = await queue(batcher, 1, 2)
+    for _ in range(20):
+        await asyncio.sleep(0)  # both are in work
+    now_s = time.monotonic()
+    with pytest.raises(DeadlineTooShort):
+        batcher.check_room(lane=Lane.CLICK, tenant="", deadline_s=now_s)
+    may_end.set()
+    assert await values(tasks) == [1, 2]
+    batcher.check_room(lane=Lane.CLICK, tenant="", deadline_s=now_s)  # an idle worker takes anything
+    await batcher.close()
+
+
 async def test_a_model_that_loses_results_fails_every_item_and_the_next_batch_is_served(metrics: Metrics):
     batcher = Batcher(lambda items: items[1:], name="test", max_weight=2, max_wait_ms=0, max_queue=9, metrics=metrics)
     batcher.start()
