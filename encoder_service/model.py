@@ -60,6 +60,11 @@ class EncoderModel:
         new_stream: Any = torch.cuda.Stream  # torch's own lack types
         self._bringing, self._sending = (new_stream(self.device) if on_gpu else None for _ in range(2))
 
+    @property
+    def is_graphed(self) -> bool:
+        """A batch is a few launches that wait for nothing; else it is hundreds, some of which wait for the device."""
+        return self.device.type == "cuda" and isinstance(self.image_encoder, GraphedEncoder)
+
     def pin(self, image: PreparedImage) -> PreparedImage:
         """The image in memory that a GPU copies from by itself; on a CPU the image as it is. For any thread."""
         if self.device.type != "cuda":
@@ -80,7 +85,7 @@ class EncoderModel:
         return finish(self._answer(images), self.device)
 
     async def encode_on_loop(self, images: Sequence[PreparedImage]) -> list[Tensor | InternalError]:
-        """As `encode`, on the thread of an event loop, for a GPU: while it computes, the next batch can be begun."""
+        """As `encode`, on the thread of an event loop, where it `is_graphed`: the next batch can be begun meanwhile."""
         return await finish_on_loop(self._answer(images), self.device)
 
     @torch.inference_mode()

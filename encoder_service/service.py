@@ -64,7 +64,9 @@ class EncoderService:
         self._metrics.model.labels(info.name, info.model_id, info.precision, info.device).set(1)
         on_gpu = self._device.type == "cuda"
         self._batcher = Batcher(
-            self._guard.guarded_on_loop(model.encode_on_loop) if on_gpu else self._guard.guarded(model.encode),
+            self._guard.guarded_on_loop(model.encode_on_loop)
+            if model.is_graphed
+            else self._guard.guarded(model.encode),
             name="encoder",
             max_weight=max(self._settings.batch_sizes) if on_gpu else 1,
             max_wait_ms=self._settings.max_wait_ms if on_gpu else 0,
@@ -72,7 +74,7 @@ class EncoderService:
             max_queue_ms=self._settings.lane_queue_ms,
             metrics=self._metrics,
             niceness=0 if on_gpu else ENCODE_NICENESS,
-            at_once=2 if on_gpu else 1,
+            at_once=2 if model.is_graphed else 1,
         )
         self._batcher.start()
         version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)

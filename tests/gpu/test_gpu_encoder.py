@@ -1,14 +1,19 @@
 """What is around the encoder on a GPU: pixels brought there, embeddings sent back, batches that overlap."""
 
 import asyncio
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from splitsam.common.metrics import Metrics
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.preprocess import PreparedImage
+from splitsam.encoder_service.service import EncoderService
+from splitsam.encoder_service.settings import EncoderSettings
 
 GPU = torch.device("cuda", 0)
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53])[:, None, None], torch.tensor([58.395, 57.12, 57.375])[:, None, None]
@@ -61,3 +66,25 @@ def test_batches_that_overlap_keep_apart(dtype: torch.dtype):
     for ours, theirs in zip(found, expected, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     assert others_turns > 50
+
+
+@pytest.mark.parametrize(("precision", "is_on_loop"), [("fp32", False), ("bf16", True)])
+async def test_only_an_encoder_that_waits_for_nothing_runs_on_the_event_loop(
+    precision: str, is_on_loop: bool, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+):
+    run, threads = EncoderModel._run, []
+
+    def noted(model: EncoderModel, batch: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread())
+        return run(model, batch)
+
+    monkeypatch.setattr(EncoderModel, "_run", noted)
+    settings = EncoderSettings.load(["--device", "cuda", "--precision", precision, "--batch-sizes", "1,4"])
+    service = EncoderService(settings, metrics)
+    await service.open()
+    threads.clear()  # of the warm-up
+    waits = [service._batcher.submit(image_of(size), deadline_s=time.monotonic() + 60) for size in SIZES]
+    served = await asyncio.gather(*waits)
+    await service.close()
+    assert all(one.value.shape == (256, 64, 64) and one.value.isfinite().all() for one in served)
+    assert {thread is threading.main_thread() for thread in threads} == {is_on_loop}
