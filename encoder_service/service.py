@@ -78,8 +78,13 @@ class EncoderService:
         )
         self._batcher.start()
         version = EncodingVersion(info.model_id, info.preprocess_version, info.precision, info.codec)
+
+        def pin(image: PreparedImage) -> PreparedImage:
+            with self._guard.watch():
+                return model.pin(image)
+
         self._pipeline = EncodePipeline(
-            self._batcher, self._cache, self._keys, version, self._settings, self._metrics, pin=model.pin
+            self._batcher, self._cache, self._keys, version, self._settings, self._metrics, pin=pin
         )
         self._servicer.load(self._pipeline, info)
 
