@@ -39,6 +39,7 @@ class DeviceGuard:
         self._metrics = metrics
         self._probe = probe or self._synchronise
         self._lost: Future[str] = Future()
+        self._wreck: list[Exception] = []
         if device.type == "cuda":
             metrics.device_memory_bytes.set_function(lambda: torch.cuda.memory_reserved(device))
         self._out_of_memory_in_a_row = 0
@@ -101,6 +102,9 @@ class DeviceGuard:
         except Exception as error:
             if self._answers():
                 raise
+            # Its traceback holds what was in work. PyTorch frees pinned memory, and what several streams used, with a
+            # CUDA call, and the process aborts where that fails: https://github.com/pytorch/pytorch/pull/178154.
+            self._wreck.append(error)
             self._lose(_first_line(error))
             raise _going_away() from error
 

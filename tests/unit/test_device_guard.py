@@ -1,6 +1,8 @@
 """Memory that runs out and devices that are lost, with torch's own exceptions."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 import torch
@@ -139,6 +141,24 @@ async def test_a_success_on_the_event_loop_starts_the_count_again(guard):
             await call([0])
         await call([1])
     assert not guard.is_lost
+
+
+def test_what_was_in_work_on_a_lost_device_is_never_freed(metrics):
+    def probe():
+        raise RuntimeError("CUDA error")
+
+    guard = DeviceGuard(CPU, metrics, probe)
+    buffers = []
+
+    def run(items):
+        buffer = torch.zeros(4)
+        buffers.append(weakref.ref(buffer))
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(NotReady):
+        guard.guarded(run)([1])
+    gc.collect()
+    assert buffers[0]() is not None
 
 
 @pytest.mark.parametrize("error", [LOST, ValueError("a shape")])
