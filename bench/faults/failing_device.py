@@ -49,6 +49,8 @@ class FailingDevice:
         self.probe()
 
     def before(self, model: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
+        """The model with its failures; what is awaited fails when it is called."""
+
         def call(items: Sequence[Any]) -> Any:
             self.call()
             return model(items)
@@ -65,6 +67,7 @@ class FailingEncoder(EncoderService):
     def _load(self) -> Any:
         model, info = super()._load()
         model.encode = self._failing.before(model.encode)  # type: ignore[method-assign]
+        model.encode_on_loop = self._failing.before(model.encode_on_loop)  # type: ignore[method-assign]
         return model, info
 
 
@@ -77,6 +80,7 @@ class FailingDecoder(DecoderService):
     def _load(self) -> Any:
         model, info = super()._load()
         model.decode = self._failing.before(model.decode)  # type: ignore[method-assign]
+        model.decode_on_loop = self._failing.before(model.decode_on_loop)  # type: ignore[method-assign]
         return model, info
 
 

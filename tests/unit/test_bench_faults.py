@@ -3,15 +3,19 @@
 import dataclasses
 
 import pytest
+import torch
 
 from bench.faults.__main__ import FAULTS, NAMES
+from bench.faults.failing_device import FAULT_FOLDER, FailingDecoder, FailingEncoder
 from bench.faults.load import NAMES as PHOTOGRAPHS
 from bench.faults.load import PHOTOGRAPHS as FOLDER
 from bench.faults.load import KnownImage
 from bench.faults.rows import Row
 from bench.faults.tables import build_table
 from bench.row_file import RESULTS, ResultsFile, read_rows
+from splitsam.decoder_service.settings import DecoderSettings
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
+from splitsam.encoder_service.settings import EncoderSettings
 
 GOOD = Row(
     fault="redis-killed",
@@ -80,3 +84,18 @@ def test_fresh_file_has_the_same_pixels():
     first, second = (KnownImage(content, ()).fresh(number) for number in (1, 2))
     assert len({content, first, second}) == 3
     assert (prepare_image(first, limits).pixels == prepare_image(content, limits).pixels).all()
+
+
+async def test_devices_fail_on_a_thread_and_on_the_event_loop(tmp_path, monkeypatch, metrics):
+    monkeypatch.setenv(FAULT_FOLDER, str(tmp_path))
+    encoder, _ = FailingEncoder(EncoderSettings.load(["--device", "cpu", "--port", "1"]), metrics)._load()
+    decoder, _ = FailingDecoder(DecoderSettings.load(["--device", "cpu", "--port", "2"]), metrics)._load()
+    assert await decoder.decode_on_loop([]) == decoder.decode([]) == []
+    for port in (1, 2):
+        (tmp_path / str(port)).write_text("lost")
+    for run in (encoder.encode, decoder.decode):
+        with pytest.raises(torch.AcceleratorError):
+            run([])
+    for run in (encoder.encode_on_loop, decoder.decode_on_loop):
+        with pytest.raises(torch.AcceleratorError):
+            await run([])
