@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import redis
 import torch
 from opentelemetry.trace import SpanKind
-from redis.exceptions import RedisClusterException
+from redis.cluster import RedisCluster
+from redis.exceptions import NoPermissionError, RedisClusterException
 
 from splitsam.common import tracing
 from splitsam.common.calls import share_of_deadline_s
@@ -41,6 +43,21 @@ log = logging.getLogger("splitsam.cache")
 KIND_NAMES = {EMBEDDING: "embedding", LOGITS: "logits"}
 _BREAKER_OPEN_S = 1.0
 Reply = TypeVar("Reply")
+
+
+@dataclass(frozen=True)
+class RedisFigures:
+    """Of one server, or of all that hold records together.
+
+    Args:
+        used_bytes: of memory.
+        limit_bytes: from which on it evicts; 0 without a limit.
+        evicted: records that left to make room since it started.
+    """
+
+    used_bytes: int
+    limit_bytes: int
+    evicted: int
 
 
 class RecordCache:
@@ -79,6 +96,34 @@ class RecordCache:
     async def ping(self) -> None:
         """Raises CacheUnavailable when Redis does not answer."""
         await self._call("ping", lambda: bool(self._redis.ping()), self._timeout_s)
+
+    async def measure(self) -> RedisFigures:
+        """How full Redis is.
+
+        Raises:
+            CacheUnavailable: Redis does not answer.
+            PermissionError: this user may not ask INFO.
+        """
+
+        def ask() -> RedisFigures | None:
+            client = self._redis
+            options = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
+            try:
+                answers = [client.info(section, **options) for section in ("memory", "stats")]
+            except NoPermissionError:
+                return None
+            # A Cluster answers by node.
+            memories, counts = ([*answer.values()] if options else [answer] for answer in answers)
+            return RedisFigures(
+                used_bytes=sum(memory["used_memory"] for memory in memories),
+                limit_bytes=sum(memory["maxmemory"] for memory in memories),
+                evicted=sum(count["evicted_keys"] for count in counts),
+            )
+
+        figures = await self._call("info", ask, self._timeout_s)
+        if figures is None:
+            raise PermissionError("this user may not ask INFO")
+        return figures
 
     async def get(
         self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float | None = None

@@ -99,6 +99,13 @@ class Metrics(ProcessMetrics):
             "Records that Redis did not get, by kind and why: unavailable, or backlog, too many waited for it already",
             ["kind", "why"],
         )
+        self.redis_memory_bytes = self.gauge("splitsam_redis_memory_bytes", "Bytes of memory that Redis uses")
+        self.redis_memory_limit_bytes = self.gauge(
+            "splitsam_redis_memory_limit_bytes", "Bytes of memory from which on Redis evicts; 0 without a limit"
+        )
+        self.redis_evicted = self.gauge(
+            "splitsam_redis_evicted_records", "Records that left Redis to make room for others since it started"
+        )
         self.cache_seconds = self.seconds("splitsam_cache_seconds", "Redis round trips", ["operation"])
         self.prefetches = self.counter(
             "splitsam_prefetches",

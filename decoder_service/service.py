@@ -15,6 +15,7 @@ from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import CLICK_NICENESS
+from splitsam.common.redis_figures import watch_redis
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.encoder_link import EncoderLink
@@ -57,6 +58,7 @@ class DecoderService:
             connections=settings.redis_connections,
             metrics=metrics,
         )
+        self._watching: asyncio.Task[None] | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
@@ -119,11 +121,14 @@ class DecoderService:
         )
         sources = Sources(embeddings, EncoderLink(settings), max_image_bytes=settings.max_upload_bytes // 2)
         self._servicer.load(Parts(self._predictor, self._everything, embeddings, sources, info))
+        self._watching = asyncio.create_task(watch_redis(self._cache, self._metrics))
 
     async def lost(self) -> str:
         return await self._guard.lost()
 
     async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         if self._batcher is not None:
             await self._batcher.close()
         if self._predictor is not None:

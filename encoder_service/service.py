@@ -16,6 +16,7 @@ from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import ENCODE_NICENESS
 from splitsam.common.records import CODECS
+from splitsam.common.redis_figures import watch_redis
 from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.calibration import Calibration, find_calibration, report_folders
@@ -51,6 +52,7 @@ class EncoderService:
             connections=settings.redis_connections,
             metrics=metrics,
         )
+        self._watching: asyncio.Task[None] | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
@@ -87,11 +89,14 @@ class EncoderService:
             self._batcher, self._cache, self._keys, version, self._settings, self._metrics, pin=pin
         )
         self._servicer.load(self._pipeline, info)
+        self._watching = asyncio.create_task(watch_redis(self._cache, self._metrics))
 
     async def lost(self) -> str:
         return await self._guard.lost()
 
     async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         if self._batcher is not None:
             await self._batcher.close()
         if self._pipeline is not None:

@@ -17,6 +17,7 @@ from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, HEADER_BYTES, LOGITS, SHAPES, RecordHeader, Size, pack_record
+from splitsam.common.redis_figures import watch_redis
 
 # Longer than any test runs, and short enough to wait for where Redis is paused.
 PATIENT_MS, HASTY_MS = 30_000, 100
@@ -320,3 +321,45 @@ async def test_a_closed_cache_leaves_no_connection_open(start_redis: Callable[..
     await cache.close()
     with server.client() as redis:
         wait_until(lambda: len(redis.client_list()) == 1)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("not so within 30 s")
+
+
+async def test_figures_of_redis_are_its_own(connect, start_redis, metrics: Metrics):
+    server = start_redis("--maxmemory", "8mb", "--maxmemory-policy", "allkeys-lfu")
+    with server.client() as connection:
+        for number in range(20):
+            connection.set(f"splitsam:{number}", bytes(2**20))
+    watching = asyncio.create_task(watch_redis(connect(server), metrics))
+    value = metrics.registry.get_sample_value
+    await until(lambda: value("splitsam_redis_memory_bytes"))
+    watching.cancel()
+    assert value("splitsam_redis_memory_limit_bytes") == 8 * 2**20
+    assert value("splitsam_redis_memory_bytes") <= 9 * 2**20
+    assert 10 <= value("splitsam_redis_evicted_records") <= 20
+
+
+async def test_figures_of_a_user_who_may_not_ask_for_them_are_not_asked_for_again(connect, start_redis, metrics):
+    cache = connect(start_redis("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-info"))
+    await asyncio.wait_for(watch_redis(cache, metrics), 30)
+    await cache.ping()
+
+
+async def test_figures_of_a_redis_that_is_away_come_when_it_is_back(connect, start_redis, metrics, clock: Clock):
+    server = start_redis()
+    cache = connect(server)
+    server.kill()
+    with pytest.raises(CacheUnavailable):
+        await cache.measure()
+    watching = asyncio.create_task(watch_redis(cache, metrics, period_s=0.01))
+    await asyncio.sleep(0.05)
+    server.start()
+    clock.now_s += 2
+    await until(lambda: metrics.registry.get_sample_value("splitsam_redis_memory_bytes"))
+    watching.cancel()

@@ -112,6 +112,7 @@ async def test_cluster_keeps_what_its_nodes_own_and_takes_a_node_back(tmp_path, 
             assert not await cache.claim(header_of(number).address, ttl_ms=9_000)
             await cache.release(header_of(number).address)
         assert [await read(cache, number) for number in numbers] == list(numbers)
+        assert (await cache.measure()).used_bytes > 12 * 2**17  # of all nodes
         group.kill(group.ports[0])
         answers = await asyncio.gather(*(read(cache, number) for number in numbers), return_exceptions=True)
         assert any(isinstance(answer, CacheUnavailable) for answer in answers)
