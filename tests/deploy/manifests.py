@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
     "external-redis with weights": ("external-redis", ("weights", "monitoring")),
     "cpu-kind with a dataset": ("cpu-kind", ("encode-dataset",)),
     "cpu-kind with the gateway": ("cpu-kind", ("gateway", "monitoring")),
+    "cpu-kind with a route": ("cpu-kind", ("gateway", "gateway-route")),
     "mesh with monitoring": ("mesh", ("monitoring",)),
 }
 SERVICES = ("encoder", "decoder")

@@ -29,6 +29,7 @@ FIELDS_OF_OPERATORS = {
     "PrometheusRule": {"groups"},
     "PeerAuthentication": {"selector", "mtls", "portLevelMtls"},
     "DestinationRule": {"host", "trafficPolicy"},
+    "HTTPRoute": {"parentRefs", "hostnames", "rules"},
     "ScaledObject": {
         *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod"),
         *("fallback", "triggers"),
