@@ -13,6 +13,7 @@ from splitsam.common.listeners import is_loopback
 from splitsam.gateway import (
     documents,
     error_forms,
+    everything,
     images,
     label_studio,
     labeling_page,
@@ -33,7 +34,7 @@ from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.observed import BodyLimits, Observed
 from splitsam.gateway.settings import GatewaySettings
 
-_MODULES = (images, masks, pointer, status, label_studio, roboflow, osam, documents, labeling_page)
+_MODULES = (images, masks, everything, pointer, status, label_studio, roboflow, osam, documents, labeling_page)
 _DESCRIPTION = """Coordinates are pixels (x, y) of the upright image, (0, 0) its top left corner.
 
 A WebSocket at /v1/pointer is for a pointer that hovers. Its first message is {"key"} with what else MasksRequest has of

@@ -37,7 +37,7 @@ _BROKEN = "The segmentation service failed; its log has the details under this r
 # What a service is sent has one image with one prompt around what the gateway was sent.
 _FIELD_NAMES = (
     (re.compile(r"\bimages\[0\]\.prompts\[0\]\.?"), ""),
-    (re.compile(r"\bimages\[0\]\.embedding_key\b"), "key"),
+    (re.compile(r"\b(?:images\[0\]\.)?embedding_key\b"), "key"),
     (re.compile(r"\boutput\."), ""),
 )
 

@@ -3,11 +3,11 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from splitsam.client.prompts import OutputOptions
+from splitsam.client.prompts import GridOptions, OutputOptions
 from splitsam.client.results import EncodedImage, Mask
 
 Formats = Annotated[list[Literal["rle", "png", "polygons"]], Field(min_length=1, max_length=3)]
@@ -36,12 +36,9 @@ class PromptFields(Message):
         return {"points": self.points, "labels": self.labels, "box": self.box, "mask_input": self.refinement_token}
 
 
-class OutputFields(Message):
-    """What to answer with."""
+class FormatFields(Message):
+    """In which form masks are answered."""
 
-    selection: Literal["auto", "single", "best", "all"] = Field(
-        "auto", description="auto: best for one point or a lone box, else single; all: three masks"
-    )
     formats: Formats = Field(["rle"], description="rle (COCO's), png (base64), polygons; any several")
     polygon_tolerance_px: FiniteFloat = Field(1.0, description="How far a polygon may stray from the outline")
     refinement_tokens: bool = Field(False, description="Keep each mask for a while, so that it can be refined")
@@ -50,7 +47,6 @@ class OutputFields(Message):
     def options(self) -> OutputOptions:
         """As the client takes it."""
         return OutputOptions(
-            selection=self.selection,
             formats=list(dict.fromkeys(self.formats)),
             polygon_tolerance_px=self.polygon_tolerance_px,
             refinement_tokens=self.refinement_tokens,
@@ -58,10 +54,43 @@ class OutputFields(Message):
         )
 
 
+class OutputFields(FormatFields):
+    """What to answer with."""
+
+    selection: Literal["auto", "single", "best", "all"] = Field(
+        "auto", description="auto: best for one point or a lone box, else single; all: three masks"
+    )
+
+    def options(self) -> OutputOptions:
+        """As the client takes it."""
+        return {**super().options(), "selection": self.selection}
+
+
 class MasksRequest(PromptFields, OutputFields):
     """A prompt on an image that was opened."""
 
     key: str = Field(max_length=256, description="What opening the image answered")
+
+
+class EverythingRequest(FormatFields):
+    """How to search an image that was opened; the ranges are the decoder's, which names them."""
+
+    key: str = Field(max_length=256, description="What opening the image answered")
+    points_per_side: int | None = Field(None, ge=1, lt=2**31, description="Of the grid; 32 by default")
+    predicted_iou_threshold: FiniteFloat | None = Field(None, description="Masks must have more; 0.88 by default")
+    stability_score_threshold: FiniteFloat | None = Field(None, description="Masks must have it; 0.95 by default")
+    stability_score_offset: FiniteFloat | None = Field(None, description="Of that score, in logits; 1 by default")
+    box_nms_threshold: FiniteFloat | None = Field(
+        None, description="Of two masks whose boxes have a higher IoU the better one is kept; 0.7 by default"
+    )
+    min_mask_region_area_px: int | None = Field(
+        None, ge=0, lt=2**31, description="Holes and pieces of fewer pixels are removed; 0 by default"
+    )
+
+    def grid(self) -> GridOptions:
+        """As the client takes it."""
+        of_search = self.model_dump(exclude_none=True, exclude={"key", *FormatFields.model_fields})
+        return cast(GridOptions, of_search)
 
 
 class Position(PromptFields):

@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import urllib.request
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,6 +82,57 @@ def test_masks_are_those_that_the_client_gets(gateway, client, opened):
         for polygon in mask["polygons"]:
             ImageDraw.Draw(drawn).polygon(polygon["outer"], fill=1, outline=1)
         assert (np.asarray(drawn) & picture).sum() > 0.9 * picture.sum()
+
+
+def everything(answer):
+    return [json.loads(line) for line in answer.body.decode().splitlines()]
+
+
+def test_everything_is_what_the_client_finds_and_says_that_it_is_all(gateway, client, opened):
+    grid = {"points_per_side": 3, "predicted_iou_threshold": 0.0, "stability_score_threshold": 0.0}
+    answer = gateway.call("/v1/everything", {"key": opened["key"], **grid})
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    *masks, end = everything(answer)
+    expected = list(client.generate(opened["key"], **grid))
+    assert end["done"]["masks"] == len(masks) == len(expected) > 0
+    assert [(mask["rle"]["counts"], mask["point"]) for mask in masks] == [
+        (each.mask.rle["counts"], list(each.point)) for each in expected
+    ]
+    polygons = gateway.call("/v1/everything", {"key": opened["key"], "formats": ["polygons"], **grid})
+    assert all(set(mask) >= {"polygons", "point"} and "rle" not in mask for mask in everything(polygons)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"points_per_side": 33}, "points_per_side"),
+        ({"points_per_side": 0}, "points_per_side"),
+        ({"predicted_iou_threshold": 1.5}, "predicted_iou_threshold"),
+        ({"mask_threshold": 101}, "mask_threshold"),
+        ({"key": "12"}, "key"),
+        ({"crop_layers": 1}, "crop_layers"),
+    ],
+)
+def test_everything_with_a_bad_field_is_refused_with_a_status(gateway, opened, change, field):
+    answer = gateway.call("/v1/everything", {"key": opened["key"], **change})
+    assert answer.status in (400, 422)
+    assert field in answer.error["fields"][0]["field"]
+
+
+def test_everything_in_an_image_that_is_gone_is_not_found(gateway):
+    assert gateway.call("/v1/everything", {"key": "ab" * 32}).error["reason"] == "EMBEDDING_EXPIRED"
+
+
+def test_a_search_ends_when_its_caller_hangs_up(gateway, stack, opened):
+    body = json.dumps({"key": opened["key"], "points_per_side": 32, "predicted_iou_threshold": 0.0}).encode()
+    head = f"POST /v1/everything HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    host, port = gateway.url.removeprefix("http://").split(":")
+    searches = partial(metric, stack.metrics_url("decoder"), "splitsam_requests_in_progress")
+    with socket.create_connection((host, int(port)), timeout=30) as caller:
+        caller.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        wait_until(lambda: searches() == 1, "the search has begun")
+    wait_until(lambda: searches() == 0, "the search has ended")
+    assert metric(gateway.metrics_url, "splitsam_gateway_requests_in_progress") == 0
 
 
 def test_formats_that_were_not_asked_for_are_left_out(gateway, opened):
