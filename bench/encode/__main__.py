@@ -23,7 +23,7 @@ from PIL import Image
 from bench.decoder.scenes import draw_images
 from bench.encode.measure import measure
 from bench.encode.model import find_weights, time_model
-from bench.encode.rows import Row, Setting, summarise
+from bench.encode.rows import Row, Setting, describe_memory, summarise
 from bench.machine import describe_machine, positive
 from bench.row_file import RESULTS, ResultsFile, results_path
 from splitsam.client.processes import StackError
@@ -107,7 +107,9 @@ def describe_row(row: Row) -> str:
         f"{row.img_s:.4g} img/s, {row.share:.1%} of the model's {row.model_img_s:.4g}; ms {latencies}; {row.stages}; "
         f"{show(row.fill)} images in a batch; refused {row.refusals or 'none'}; not stored {row.not_stored}; "
         f"cores of {row.cores}: encoder {row.encoder_cores:.2f}, Redis {row.redis_cores:.2f}, clients "
-        f"{row.clients_cores:.2f}; Redis {row.redis_sets_s:.4g} SETs and {row.redis_mib_s:.4g} MiB a second"
+        f"{row.clients_cores:.2f}; Redis {row.redis_sets_s:.4g} SETs and {row.redis_mib_s:.4g} MiB a second; "
+        f"resident MiB, first / last: encoder {describe_memory(row.encoder_mib_first, row.encoder_mib_last)}, "
+        f"Redis {describe_memory(row.redis_mib_first, row.redis_mib_last)}"
     )
 
 

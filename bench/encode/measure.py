@@ -10,7 +10,7 @@ import redis
 from bench.encode.clients import Crew, send_images
 from bench.encode.rows import Usage
 from bench.load.crowd import Outcome
-from bench.load.watch import cpu_seconds, watching
+from bench.load.watch import cpu_seconds, resident_mib, watching
 from bench.spread import START_S, spread
 from splitsam.client.stack import Stack
 
@@ -48,7 +48,7 @@ async def measure(
 
 @dataclass(frozen=True)
 class _Counters:
-    """Since their start, at a moment of time.monotonic()."""
+    """Since their start, at a moment of time.monotonic(); memory as it is then."""
 
     at_s: float
     encoder_s: float
@@ -56,6 +56,8 @@ class _Counters:
     clients_s: float
     sets: int
     received_bytes: int
+    encoder_mib: float
+    redis_mib: float
 
 
 def _read_counters(stack: Stack) -> _Counters:
@@ -69,6 +71,8 @@ def _read_counters(stack: Stack) -> _Counters:
         clients_s=sum(cpu_seconds(child.pid) for child in multiprocessing.active_children() if child.pid),
         sets=sets,
         received_bytes=received_bytes,
+        encoder_mib=resident_mib(stack.children["encoder"].pid),
+        redis_mib=resident_mib(stack.children["redis"].pid),
     )
 
 
@@ -81,6 +85,10 @@ def _describe_usage(before: _Counters, after: _Counters, fill: float | None) -> 
         clients_cores=(after.clients_s - before.clients_s) / seconds,
         redis_sets_s=(after.sets - before.sets) / seconds,
         redis_mib_s=(after.received_bytes - before.received_bytes) / _MIB / seconds,
+        encoder_mib_first=before.encoder_mib,
+        encoder_mib_last=after.encoder_mib,
+        redis_mib_first=before.redis_mib,
+        redis_mib_last=after.redis_mib,
     )
 
 

@@ -67,6 +67,8 @@ class Usage:
         encoder_cores, redis_cores, clients_cores: busy; Redis has one thread for commands.
         redis_sets_s: SET commands a second; an image is two, a claim and the embedding.
         redis_mib_s: received by Redis.
+        encoder_mib_first, encoder_mib_last, redis_mib_first, redis_mib_last: resident memory as the measured time began
+            and ended; None in rows of before there were any.
     """
 
     fill: float | None
@@ -75,6 +77,10 @@ class Usage:
     clients_cores: float
     redis_sets_s: float
     redis_mib_s: float
+    encoder_mib_first: float | None
+    encoder_mib_last: float | None
+    redis_mib_first: float | None
+    redis_mib_last: float | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ class Row(Usage, Answers, Setting):
         """What one run measures, and a later one replaces."""
         run = (self.gpu, self.model, self.precision, self.batch_sizes, self.encoder_args)
         return *run, self.clients, self.generators
+
+
+def describe_memory(first_mib: float | None, last_mib: float | None) -> str:
+    """Whole MiB as the measured time began and ended, or nothing."""
+    return "" if first_mib is None or last_mib is None else f"{first_mib:.0f} / {last_mib:.0f}"
 
 
 def summarise(

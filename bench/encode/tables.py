@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.documents import build_table, collector, write_files
-from bench.encode.rows import Row
+from bench.encode.rows import Row, describe_memory
 
 _COLUMNS = (
     "model",
@@ -28,6 +28,8 @@ _COLUMNS = (
     "not stored",
     "cores: encoder / Redis / clients",
     "Redis SETs/s, MiB/s",
+    "encoder MiB, first / last",
+    "Redis MiB",
 )
 
 
@@ -66,6 +68,8 @@ def _cells(row: Row) -> list[str]:
         str(row.not_stored or ""),
         f"{row.encoder_cores:.2f} / {row.redis_cores:.2f} / {row.clients_cores:.2f}",
         f"{row.redis_sets_s:.4g}, {row.redis_mib_s:.4g}",
+        describe_memory(row.encoder_mib_first, row.encoder_mib_last),
+        describe_memory(row.redis_mib_first, row.redis_mib_last),
     ]
 
 

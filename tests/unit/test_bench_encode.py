@@ -1,5 +1,7 @@
 """The encode benchmark runs the real service, and what its clients saw becomes a row and a table."""
 
+import dataclasses
+
 import pytest
 
 from bench.calls import make_different
@@ -11,7 +13,7 @@ from bench.row_file import read_rows
 
 OPTIONS = ("--model", "vit_t", "--device", "cpu", "--commit", "abc")
 SETTING = Setting("vit_b", "bf16", "1,4,16", "--decode-threads 8", 64, 4, 10.0, 16)
-USAGE = Usage(15.5, 3.25, 0.5, 1.75, 800.0, 810.0)
+USAGE = Usage(15.5, 3.25, 0.5, 1.75, 800.0, 810.0, 3001.4, 3002.0, 16500.0, 16511.2)
 MACHINE = {"gpu": "H100", "torch": "2", "triton": "3", "commit": "abc", "command": "python -m x"}
 
 
@@ -45,6 +47,8 @@ def test_clients_are_answered_and_counted(tmp_path, capsys):
     assert row.refusals == f"QUEUE_FULL {row.refused}"  # two places for three clients, who try again
     assert row.not_stored == 0
     assert min(row.encoder_cores, row.redis_sets_s, row.redis_mib_s) > 0
+    assert min(row.encoder_mib_first, row.encoder_mib_last) > 100  # torch alone takes more
+    assert min(row.redis_mib_first, row.redis_mib_last) > 1
     assert "vit_t fp32, 3 clients: " in capsys.readouterr().out
 
 
@@ -72,8 +76,11 @@ def test_images_of_all_callers_differ():
 
 def test_table_says_what_the_model_alone_does_and_what_was_busy():
     seen = [outcome(second + number / 400) for second in range(10) for number in range(385)]
-    table = build_tables([summarise(SETTING, 16, 450.0, seen, USAGE, MACHINE)])
+    row = summarise(SETTING, 16, 450.0, seen, USAGE, MACHINE)
+    table = build_tables([row])
     assert "**H100**, 16 CPU cores, torch 2, triton 3" in table
     assert "| vit_b | bf16 | 1,4,16 | `--decode-threads 8` | 64 in 4 | 385 | 450 | 85.6% |" in table
-    assert "| 15.50 |  |  | 3.25 / 0.50 / 1.75 | 800, 810 |" in table
+    assert "| 15.50 |  |  | 3.25 / 0.50 / 1.75 | 800, 810 | 3001 / 3002 | 16500 / 16511 |" in table
+    before = dataclasses.replace(row, encoder_mib_first=None, encoder_mib_last=None)  # as rows were once written
+    assert "| 800, 810 |  | 16500 / 16511 |" in build_tables([before])
     assert build_tables([]) == "Not measured yet.\n"
