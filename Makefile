@@ -36,8 +36,9 @@ test-tools: setup $(TOOLS:%=.tools/%/.installed) ## The gateway against Label St
 test-page: setup .venv/.page ## The labeling page in a headless Chromium, which has to be installed already
 	$(BIN)/pytest -m page tests/e2e/web
 
-test-memory: setup ## A decoder's memory over 100,000 clicks on 5,000 images; an hour or more
+test-memory: setup ## Memory over 100,000 clicks on 5,000 images and over 2,000 encodes; two hours or more on 2 cores
 	$(BIN)/pytest tests/e2e/test_click_memory.py --memory-clicks 100000 --memory-images 5000
+	$(BIN)/pytest tests/e2e/test_encode_memory.py --memory-encodes 2000
 
 fuzz: setup .venv/.fuzz ## A million odd inputs for the parsers and 10,000 odd requests for the services: some twenty minutes
 	$(BIN)/python -m bench.fuzz

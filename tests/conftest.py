@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--model", choices=tuple(ARCHITECTURES), default="vit_t", help="whose random weights they serve")
     parser.addoption("--memory-clicks", type=int, default=300, help="of test_click_memory.py")
     parser.addoption("--memory-images", type=int, default=60, help="likewise; the decoder has room for a tenth")
+    parser.addoption("--memory-encodes", type=int, default=20, help="images of test_encode_memory.py")
 
 
 @pytest.fixture(scope="session")

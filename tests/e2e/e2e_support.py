@@ -5,11 +5,13 @@ import io
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +64,14 @@ def image_file(image: Image.Image, image_format: str = "PNG", **options: Any) ->
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG of that size by its header, with hardly a pixel in it."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = header, b"IDAT" + zlib.compress(b"\0\0\0\0"), b"IEND"
+    written = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:

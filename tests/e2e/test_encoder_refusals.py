@@ -1,21 +1,10 @@
-import struct
-import zlib
-
 import pytest
-from e2e_support import draw, image_file, point, prompt, refusal
+from e2e_support import draw, image_file, png_of_size, point, prompt, refusal
 from grpc import RpcError, StatusCode
 
 from splitsam.v1 import encoder_pb2 as pb
 
 MAX_BYTES = 32 * 2**20
-
-
-def png(width, height):
-    """A PNG of that size by its header, with hardly a pixel in it."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = header, b"IDAT" + zlib.compress(b"\0\0\0\0"), b"IEND"
-    written = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
 def truncated(image_format):
@@ -34,11 +23,11 @@ BAD_IMAGES = {
     "half a PNG": (truncated("PNG"), "PNG"),
     "half a WebP": (truncated("WEBP"), "WEBP"),
     "first bytes of a JPEG": (b"\xff\xd8\xff\xe0", "JPEG"),
-    "20,000 x 20,000 pixels": (png(20_000, 20_000), "64000000"),
-    "no pixels": (png(0, 10), "PNG"),
-    "fewer pixels than announced": (png(100, 100), "PNG"),
+    "20,000 x 20,000 pixels": (png_of_size(20_000, 20_000), "64000000"),
+    "no pixels": (png_of_size(0, 10), "PNG"),
+    "fewer pixels than announced": (png_of_size(100, 100), "PNG"),
     "5,000 x 1 pixels": (image_file(draw(200).resize((5000, 1))), "2048"),
-    "a byte too many": (png(8, 8).ljust(MAX_BYTES + 1, b"\0"), str(MAX_BYTES)),
+    "a byte too many": (png_of_size(8, 8).ljust(MAX_BYTES + 1, b"\0"), str(MAX_BYTES)),
 }
 
 
