@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitsam.common import tracing
@@ -59,6 +60,8 @@ class Observed:
             with tracing.ended(span), tracing.within(span):
                 await self._app(scope, receive, observed_send)
                 span.set_attributes({"http.route": _route(scope), "http.response.status_code": status})
+        except ClientDisconnect:  # in the middle of its body: nobody is there to be answered
+            pass
         except Exception:
             log.exception("request failed", extra=call.names)
             if scope["type"] == "http" and status == _CLOSED_BY_CALLER:  # nothing has been answered yet

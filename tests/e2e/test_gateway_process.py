@@ -79,6 +79,21 @@ def test_image_that_does_not_arrive_is_not_waited_for(guarded):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+def test_caller_that_hangs_up_in_the_middle_of_an_image_is_no_defect(guarded):
+    """One would leave its trace in the log, which is looked at when the gateway stops."""
+    host, _, port = guarded.url.removeprefix("http://").partition(":")
+    lines = (
+        "POST /v1/images HTTP/1.1",
+        f"host: {host}:{port}",
+        f"authorization: Bearer {TOKEN}",
+        "content-length: 100",
+    )
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as leaving:
+        leaving.sendall("\r\n".join([*lines, "", "half of it"]).encode())
+    requests = "splitsam_gateway_requests_total"
+    wait_until(lambda: metric(guarded.metrics_url, requests, route="/v1/images", status="499") == 1, "it has ended")
+
+
 def test_health_and_documents_need_no_token(guarded):
     for path in ("/livez", "/readyz", "/health", "/docs", "/openapi.json"):
         assert guarded.call(path).status == 200
