@@ -1,6 +1,5 @@
 """The gateway as an ASGI application: what goes around every request, and the routes."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -29,6 +28,7 @@ from splitsam.gateway.encode_ahead import EncodeAhead
 from splitsam.gateway.fetch import Fetcher
 from splitsam.gateway.gate import Gate
 from splitsam.gateway.gateway import Gateway
+from splitsam.gateway.image_slots import ImageSlots
 from splitsam.gateway.label_tasks import TaskImages
 from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.observed import BodyLimits, Observed
@@ -114,5 +114,5 @@ def open_gateway(settings: GatewaySettings, metrics: GatewayMetrics, access: Acc
         encode_ahead=EncodeAhead(settings, task_images, metrics),
         client=client,
         probes=tuple(settings.open_client((address,)) for address in settings.decoders),
-        image_slots=asyncio.Semaphore(settings.max_images_in_work),
+        image_slots=ImageSlots(settings),
     )

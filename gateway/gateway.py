@@ -12,6 +12,7 @@ from splitsam.gateway.access import Access
 from splitsam.gateway.encode_ahead import EncodeAhead
 from splitsam.gateway.errors import from_service
 from splitsam.gateway.fetch import Fetcher
+from splitsam.gateway.image_slots import ImageSlots
 from splitsam.gateway.label_tasks import TaskImages
 from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.settings import GatewaySettings
@@ -26,7 +27,6 @@ class Gateway:
 
     Args:
         probes: a client for each decoder, to ask one after the other.
-        image_slots: taken by whoever has an image in memory.
         draining: set when the process is told to stop.
     """
 
@@ -38,7 +38,7 @@ class Gateway:
     encode_ahead: EncodeAhead
     client: AsyncClient
     probes: tuple[AsyncClient, ...]
-    image_slots: asyncio.Semaphore
+    image_slots: ImageSlots
     draining: bool = False
 
     async def close(self) -> None:

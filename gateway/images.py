@@ -29,7 +29,7 @@ async def open_image(request: Request) -> JSONResponse:
     EMBEDDING_EXPIRED, and the image has to be opened again. Opening the same file again is quick.
     """
     gateway = gateway_of(request)
-    async with gateway.image_slots:
+    async with gateway.image_slots.one(request):
         content = await request.body()
         if not content:
             raise bad_field("image", "is empty; the body has to be a JPEG, PNG or WebP file")

@@ -79,7 +79,7 @@ async def predict(request: Request, asked: _Predict) -> JSONResponse:
     if drawn is None or not asked.tasks:
         return JSONResponse({"results": []})
     control = config.control_for(drawn.label)
-    async with gateway.image_slots:
+    async with gateway.image_slots.one():
         model_id, mask = await _mask(gateway, asked.tasks[0], config, drawn, control)
     found = await asyncio.to_thread(regions, mask, control, config.image_name, drawn.label)
     return JSONResponse({"results": [{"result": found, "score": mask.score, "model_version": _version(model_id)}]})

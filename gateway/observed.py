@@ -99,7 +99,7 @@ def _route(scope: Scope) -> str:
 
 
 class BodyLimits:
-    """ASGI middleware: the bytes of a body, and how long they may take to arrive.
+    """ASGI middleware: the bytes of a body, and how long they may take to arrive once they are asked for.
 
     Args:
         max_bytes: by path; `default_bytes` for all others.
@@ -119,12 +119,14 @@ class BodyLimits:
         announced = Headers(scope=scope).get("content-length", "")
         received = 0
         is_complete = False
-        until_s = asyncio.get_running_loop().time() + self._timeout_s
+        until_s: float | None = None  # what waits for a slot to be read in is not slow
 
         async def limited() -> Message:
-            nonlocal received, is_complete
+            nonlocal received, is_complete, until_s
             if is_complete:
                 return await receive()
+            if until_s is None:
+                until_s = asyncio.get_running_loop().time() + self._timeout_s
             promised = int(announced) if announced.isdecimal() else 0
             if promised > _READ_ON * limit:
                 raise too_large("The request", limit)

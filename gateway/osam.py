@@ -42,7 +42,7 @@ async def generate(request: Request) -> JSONResponse:
     base64, cut out at the bounding box, whose edges are inside it.
     """
     gateway = gateway_of(request)
-    async with gateway.image_slots:
+    async with gateway.image_slots.one(request):
         asked = await read_json(request, _Generate)
         if asked.image is None:
             raise bad_field("image", "is required; an image_embedding of another model is of no use here")

@@ -75,7 +75,7 @@ async def embed_image(request: Request) -> JSONResponse:
     """Takes `{image: {type: base64 | url, value}, image_id?}`, answers `{image_id, time}`, in seconds."""
     gateway = gateway_of(request)
     start_s = time.perf_counter()
-    async with gateway.image_slots:
+    async with gateway.image_slots.one(request):
         asked = await _read(request, gateway, _Embed)
         if asked.image is None:
             raise bad_field("image", "is required")
@@ -93,7 +93,7 @@ async def segment_image(request: Request) -> Response:
     """
     gateway = gateway_of(request)
     start_s = time.perf_counter()
-    async with gateway.image_slots:
+    async with gateway.image_slots.one(request):
         asked = await _read(request, gateway, _Segment)
         if not asked.prompts.prompts:
             raise bad_field("prompts", "is empty; send at least one point or box")

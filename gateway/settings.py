@@ -30,6 +30,7 @@ class GatewaySettings(ProcessSettings):
     max_images_in_work: int = Field(
         16, ge=1, le=1024, description="Images in memory at once, some five times their size each; others wait"
     )
+    image_wait_ms: int = Field(10_000, ge=0, le=600_000, description="Longest wait to be one of them")
     upload_timeout_ms: int = Field(60_000, ge=10, le=3_600_000, description="Longest wait for the bytes of a request")
 
     encoders: Words = Field((DEFAULT_ENCODER,), min_length=1, description="host:port of the encoder service's replicas")
