@@ -23,7 +23,7 @@ from splitsam.gateway import (
     status,
 )
 from splitsam.gateway.access import Access
-from splitsam.gateway.bodies import json_limit
+from splitsam.gateway.bodies import SMALL_BYTES, json_limit
 from splitsam.gateway.encode_ahead import EncodeAhead
 from splitsam.gateway.fetch import Fetcher
 from splitsam.gateway.gate import Gate
@@ -43,7 +43,6 @@ refinement_token. Each is answered once, with {"id", "masks", "ms"}, {"id", "sup
 place, or {"id", "error"}; what is wrong with the first message is answered with {"error"}, and ends it."""
 _IMAGE_IN_JSON = ("/sam2/embed_image", "/sam2/segment_image", "/api/generate")
 _TASKS_BYTES = 16 * 2**20
-_SMALL_BYTES = 2**20
 
 
 def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
@@ -90,7 +89,7 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
             Middleware(
                 BodyLimits,
                 max_bytes=limits,
-                default_bytes=_SMALL_BYTES,
+                default_bytes=SMALL_BYTES,
                 timeout_s=settings.upload_timeout_ms / 1000,
             ),
         ],

@@ -13,6 +13,8 @@ from splitsam.gateway.errors import bad_field, too_large
 Asked = TypeVar("Asked", bound=BaseModel)
 # Around an image in base64.
 _JSON_BYTES = 2**20
+# Of a request without one.
+SMALL_BYTES = 2**20
 
 JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
 
@@ -20,6 +22,12 @@ JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"appl
 def json_limit(max_image_bytes: int) -> int:
     """The most bytes of a request with one image."""
     return max_image_bytes * 4 // 3 + _JSON_BYTES
+
+
+def is_small(request: Request) -> bool:
+    """Whether a request is known to be one, before any of its body is read."""
+    announced = request.headers.get("content-length", "")
+    return announced.isdecimal() and int(announced) <= SMALL_BYTES and "transfer-encoding" not in request.headers
 
 
 async def read_json(request: Request, kind: type[Asked]) -> Asked:

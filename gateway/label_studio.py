@@ -5,7 +5,6 @@ where its images are is a setting.
 """
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from splitsam.client.errors import SplitsamError
 from splitsam.client.prompts import OutputOptions
-from splitsam.client.results import Mask
+from splitsam.client.results import EncodedImage, Mask
 from splitsam.gateway.errors import GatewayError
 from splitsam.gateway.gateway import Gateway, gateway_of
 from splitsam.gateway.label_config import Control, LabelConfig, parse_config
@@ -79,8 +78,7 @@ async def predict(request: Request, asked: _Predict) -> JSONResponse:
     if drawn is None or not asked.tasks:
         return JSONResponse({"results": []})
     control = config.control_for(drawn.label)
-    async with gateway.image_slots.one():
-        model_id, mask = await _mask(gateway, asked.tasks[0], config, drawn, control)
+    model_id, mask = await _mask(gateway, asked.tasks[0], config, drawn, control)
     found = await asyncio.to_thread(regions, mask, control, config.image_name, drawn.label)
     return JSONResponse({"results": [{"result": found, "score": mask.score, "model_version": _version(model_id)}]})
 
@@ -103,21 +101,22 @@ async def _mask(
 ) -> tuple[str, Mask]:
     """The model's id, and its mask. An image that was opened lately may be gone by now: then it is opened afresh."""
     output = OutputOptions(formats=[format_for(control)])
-    image = await gateway.task_images.open(task, config)
-    try:
-        masks = await _predicted(gateway, image, drawn, output)
-    except SplitsamError as error:
-        if error.reason not in _RENEWED or image.source is not None:
-            raise
-        image = await gateway.task_images.open(task, config, afresh=True)
-        masks = await _predicted(gateway, image, drawn, output)
-    return image.model_id, masks[0]
+    image = gateway.task_images.remembered(task, config)
+    if image is not None:  # none of it is in memory, so that nobody who sends one is waited for
+        try:
+            return image.model_id, await _predicted(gateway, image, drawn, output)
+        except SplitsamError as error:
+            if error.reason not in _RENEWED:
+                raise
+    async with gateway.image_slots.one():
+        image = await gateway.task_images.open(task, config)
+        return image.model_id, await _predicted(gateway, image, drawn, output)
 
 
-async def _predicted(gateway: Gateway, image: Any, drawn: Drawn, output: OutputOptions) -> Sequence[Mask]:
+async def _predicted(gateway: Gateway, image: EncodedImage, drawn: Drawn, output: OutputOptions) -> Mask:
     prompt = drawn.prompt(image.width_px, image.height_px)
     [found] = await gateway.client.predict_batch([(image, [prompt])], **output)
-    return found.prompts[0]
+    return found.prompts[0][0]
 
 
 def _version(model_id: str) -> str:

@@ -51,11 +51,14 @@ class TaskImages:
         self._keep_s = settings.remember_images_ms / 1000
         self._ahead: ByteBudgetLRU[bytes, float] = ByteBudgetLRU(_REMEMBERED)
 
-    async def open(self, task: Mapping[str, Any], config: LabelConfig, *, afresh: bool = False) -> EncodedImage:
-        """The image of a task.
+    def remembered(self, task: Mapping[str, Any], config: LabelConfig) -> EncodedImage | None:
+        """The image of a task, without its bytes, if it was opened lately; raises GatewayError where it has none."""
+        name = hashlib.sha256(_address(task, config.data_key).encode()).digest()
+        opened, until_s = self._opened.get(name) or (None, 0.0)
+        return opened if time.monotonic() < until_s else None
 
-        Args:
-            afresh: even if it was opened lately.
+    async def open(self, task: Mapping[str, Any], config: LabelConfig) -> EncodedImage:
+        """The image of a task, fetched and encoded, with its bytes.
 
         Raises:
             GatewayError: it cannot be had.
@@ -63,9 +66,6 @@ class TaskImages:
         """
         address = _address(task, config.data_key)
         name = hashlib.sha256(address.encode()).digest()
-        opened, until_s = self._opened.get(name) or (None, 0.0)
-        if opened is not None and time.monotonic() < until_s and not afresh:
-            return opened
         image = await self._client.encode(await self._content(address))
         self._opened.put(name, (replace(image, source=None), time.monotonic() + self._keep_s), 1)
         return image

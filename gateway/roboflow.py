@@ -6,6 +6,7 @@ may stand in for the image. `save_logits_to_cache` and `load_logits_from_cache` 
 """
 
 import asyncio
+import contextlib
 import io
 import re
 import time
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from splitsam.client.prompts import Format, OutputOptions, Prompt
 from splitsam.client.results import EncodedImage, Mask
-from splitsam.gateway.bodies import JSON_BODY, decoded, read_json
+from splitsam.gateway.bodies import JSON_BODY, decoded, is_small, read_json
 from splitsam.gateway.errors import GatewayError, bad_field
 from splitsam.gateway.gateway import Gateway, gateway_of
 
@@ -93,17 +94,14 @@ async def segment_image(request: Request) -> Response:
     """
     gateway = gateway_of(request)
     start_s = time.perf_counter()
-    async with gateway.image_slots.one(request):
+    if is_small(request):  # most likely with a key in the place of an image: that waits for nobody who sends one
         asked = await _read(request, gateway, _Segment)
-        if not asked.prompts.prompts:
-            raise bad_field("prompts", "is empty; send at least one point or box")
-        image = await _source(gateway, asked)
-        prompts = [_prompt(f"prompts[{i}]", prompt, image) for i, prompt in enumerate(asked.prompts.prompts)]
-        options = OutputOptions(
-            selection="best" if asked.multimask_output else "single", formats=_FORMATS[asked.format]
-        )
-        [found] = await gateway.client.predict_batch([(image, prompts)], **options)
-    masks = [each[0] for each in found.prompts]
+        async with contextlib.nullcontext() if asked.image is None else gateway.image_slots.one():
+            image, masks = await _masks(gateway, asked)
+    else:
+        async with gateway.image_slots.one(request):
+            asked = await _read(request, gateway, _Segment)
+            image, masks = await _masks(gateway, asked)
     headers = _of_cache(image) if isinstance(image, EncodedImage) else {}
     if asked.format == "binary":
         content = await asyncio.to_thread(_npz, masks)
@@ -118,6 +116,17 @@ async def _read(request: Request, gateway: Gateway, kind: type[Asked]) -> Asked:
     if request.scope["splitsam.tenant"] is None:
         request.scope["splitsam.tenant"] = gateway.access.tenant(asked.api_key)
     return asked
+
+
+async def _masks(gateway: Gateway, asked: _Segment) -> tuple[EncodedImage | str, list[Mask]]:
+    """What the prompts were put to, and the mask of each."""
+    if not asked.prompts.prompts:
+        raise bad_field("prompts", "is empty; send at least one point or box")
+    image = await _source(gateway, asked)
+    prompts = [_prompt(f"prompts[{i}]", prompt, image) for i, prompt in enumerate(asked.prompts.prompts)]
+    options = OutputOptions(selection="best" if asked.multimask_output else "single", formats=_FORMATS[asked.format])
+    [found] = await gateway.client.predict_batch([(image, prompts)], **options)
+    return image, [each[0] for each in found.prompts]
 
 
 async def _source(gateway: Gateway, asked: _Segment) -> EncodedImage | str:

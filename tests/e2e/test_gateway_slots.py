@@ -1,6 +1,8 @@
 """The gateway's room for images: who waits for it, for how long, and who need not."""
 
+import base64
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -8,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from e2e_support import DEADLINE_S, image_file, wait_until
+from e2e_support import DEADLINE_S, draw, image_file, wait_until
 from gateway_support import gateway_of
 from PIL import Image
 from web_server import WebServer
@@ -41,8 +43,12 @@ def trickling_upload(gateway):
 
 @pytest.fixture(scope="module")
 def impatient(stack, alpha):
-    """A gateway with one slot, for which nobody waits long."""
-    with gateway_of(stack, alpha.token, *ONE, "--image-wait-ms", "200") as running:
+    """A gateway with one slot, for which nobody waits long, in front of a Label Studio with two images."""
+    pictures = {f"/{i}.png": (200, {"content-type": "image/png"}, image_file(draw(610 + i))) for i in range(2)}
+    with (
+        WebServer(pictures) as server,
+        gateway_of(stack, alpha.token, *ONE, "--image-wait-ms", "200", "--label-studio-url", server.url) as running,
+    ):
         yield running
 
 
@@ -82,3 +88,18 @@ def test_upload_that_finds_no_room_is_told_when_to_come_back(impatient, photo):
             answer = impatient.call(route, bytes(3_000_000), content_type="application/json")
             assert (answer.status, "try again" in answer.json[field]) == (503, True)
     wait_until(lambda: impatient.call("/v1/images", photo).status == 200, "the slot is free again")
+
+
+def test_click_on_an_image_that_is_known_waits_for_no_upload(impatient, photo):
+    assert impatient.call("/predict", click_on("/0.png")).status == 200
+    prompts = {"prompts": [{"points": [{"x": 50, "y": 50, "positive": True}]}]}
+    by_key = {"image_id": impatient.call("/v1/images", photo).json["key"], "prompts": prompts}
+    with trickling_upload(impatient):
+        assert impatient.call("/predict", click_on("/0.png")).json["results"]
+        assert impatient.call("/sam2/segment_image", by_key).json["predictions"]
+        full = impatient.call("/predict", click_on("/1.png"))
+        assert (full.status, full.json["reason"]) == (503, "QUEUE_FULL")
+        image = {"type": "base64", "value": base64.b64encode(photo).decode()}
+        assert impatient.call("/sam2/segment_image", {"image": image, "prompts": prompts}).status == 503
+        padded = json.dumps(by_key).encode() + bytes(2**20).replace(b"\0", b" ")
+        assert impatient.call("/sam2/segment_image", padded).status == 503  # large enough for an image
