@@ -32,6 +32,7 @@ from splitsam.gateway.image_slots import ImageSlots
 from splitsam.gateway.label_tasks import TaskImages
 from splitsam.gateway.metrics import GatewayMetrics
 from splitsam.gateway.observed import BodyLimits, Observed
+from splitsam.gateway.readiness import Readiness
 from splitsam.gateway.settings import GatewaySettings
 
 _MODULES = (images, masks, everything, pointer, status, label_studio, roboflow, osam, documents, labeling_page)
@@ -114,4 +115,5 @@ def open_gateway(settings: GatewaySettings, metrics: GatewayMetrics, access: Acc
         client=client,
         probes=tuple(settings.open_client((address,)) for address in settings.decoders),
         image_slots=ImageSlots(settings),
+        readiness=Readiness(settings.service_connection()),
     )

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from splitsam.client.async_client import AsyncClient
-from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS
+from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, Connection, connection
 from splitsam.common.settings import Port, ProcessSettings, SettingsProblem
 from splitsam.gateway.addresses import BadAddress, parse_target
 
@@ -119,6 +119,10 @@ class GatewaySettings(ProcessSettings):
             encode_timeout_s=self.encode_timeout_ms / 1000,
             predict_timeout_s=self.predict_timeout_ms / 1000,
         )
+
+    def service_connection(self) -> Connection:
+        """Where the services are and how to call what takes no token."""
+        return connection(self.encoders, self.decoders, tls=self._service_tls())
 
     def _service_tls(self) -> TLS | None:
         files = (self.service_ca_file, self.service_cert_file, self.service_key_file)

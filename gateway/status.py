@@ -35,9 +35,9 @@ async def live() -> JSONResponse:
 @router.get("/readyz", summary="Whether the gateway can answer: it does not stop, an encoder and a decoder serve")
 @router.get("/health", summary="The same, as Label Studio asks it")
 async def ready(request: Request) -> JSONResponse:
-    """503 while the gateway stops, or when no encoder or no decoder answers within a second."""
+    """503 while the gateway stops, or when no encoder or no decoder says within a second that it serves."""
     gateway: Gateway = gateway_of(request)
     if gateway.draining:
         raise GatewayError(503, "NOT_READY", "This gateway is stopping; try again in a moment.", retry_after_s=1.0)
-    found = await gateway.info()
-    return JSONResponse({"status": "UP", "model_class": f"splitsam {found.encoder.model}"})
+    await gateway.check_ready()
+    return JSONResponse({"status": "UP", "model_class": f"splitsam {gateway.model}".rstrip()})
