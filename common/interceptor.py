@@ -17,7 +17,7 @@ from splitsam.common.errors import InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
 from splitsam.common.observed import Observed, RunningCalls
 from splitsam.common.quotas import Quotas
-from splitsam.common.uploads import UploadBudget
+from splitsam.common.uploads import Uploads
 
 _REQUEST_ID = re.compile(r"[!-~]+")
 _SENDABLE = re.compile(r"[ -~]*")
@@ -38,7 +38,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(
         self,
         authenticator: Authenticator,
-        uploads: UploadBudget,
+        uploads: Uploads,
         quotas: Quotas,
         metrics: Metrics,
         is_ready: Callable[[], bool],
@@ -75,7 +75,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
             if is_ours:
                 self._quotas.check(call.tenant)
-                self._check_room(details.method.rpartition("/")[2], call.tenant)
+                self._check_room(_name_of(details.method), call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)
         return self._wrapped(handler, call) if is_ours else handler
@@ -93,7 +93,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         parse = functools.partial(_parsed, handler.request_deserializer)
         codecs = {"response_serializer": handler.response_serializer}
 
-        uploads = self._uploads
+        uploads = self._uploads.of(_name_of(call.method))
 
         # The request of a unary call is read as a stream of one: gRPC would have it in memory before asking anybody.
         # It stays in a frame that has ended when a refusal is raised, for that keeps the frames it is raised in.
@@ -154,6 +154,11 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             draining.cancel()
             if upcoming is not None:
                 upcoming.cancel()
+
+
+def _name_of(method: str) -> str:
+    """Without the service's."""
+    return method.rpartition("/")[2]
 
 
 def _read_request_id(metadata: Mapping[str, str | bytes]) -> str:

@@ -24,7 +24,7 @@ from splitsam.common.loop_lag import watch_loop_lag
 from splitsam.common.metrics import Metrics
 from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ProcessSettings, ServiceSettings
-from splitsam.common.uploads import UploadBudget
+from splitsam.common.uploads import Uploads
 
 log = logging.getLogger("splitsam.server")
 
@@ -38,9 +38,14 @@ _SWITCH_INTERVAL_S = 1e-4
 
 
 class Service(Protocol):
-    """What runs inside the scaffold."""
+    """What runs inside the scaffold.
+
+    Args:
+        large_requests: the methods whose requests may hold an image or logits; those of all others are small.
+    """
 
     full_name: str
+    large_requests: frozenset[str]
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer's handlers."""
@@ -72,7 +77,7 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     ready = asyncio.Event()
     interceptor = ServiceInterceptor(
         Authenticator.from_file(settings.tokens_file),
-        UploadBudget(settings, metrics),
+        Uploads(settings, metrics, service.large_requests),
         Quotas.from_settings(settings),
         metrics,
         ready.is_set,

@@ -153,7 +153,7 @@ class ServiceSettings(ProcessSettings):
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_image_pixels: int = Field(64_000_000, ge=1, le=10**9, description="Width times height of one image")
     max_upload_bytes: int = Field(
-        256 * 2**20, ge=1, le=2**40, description="Bytes of requests being read or in work; thrice that in memory"
+        256 * 2**20, ge=1, le=2**40, description="Bytes of large requests being read or in work; thrice that in memory"
     )
     upload_wait_ms: int = Field(1000, ge=0, le=600_000, description="Longest wait for room among them")
     upload_timeout_ms: int = Field(60_000, ge=10, le=3_600_000, description="Longest wait for the bytes of a request")

@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import heapq
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import TypeVar
 
 from splitsam.common import tracing
@@ -14,18 +14,37 @@ from splitsam.common.settings import ServiceSettings
 
 Message = TypeVar("Message")
 _RETRY_S = 1.0
+# Of a request without image and logits, and of all such together: 256 of them can be on their way at once.
+SMALL_REQUEST_BYTES = 2**16
+_SMALL_ROOM_BYTES = 2**24
+
+
+class Uploads:
+    """Room for the requests of all calls of a process: that of small ones is their own, for uploads may be slow."""
+
+    def __init__(self, settings: ServiceSettings, metrics: Metrics, large_requests: Collection[str]):
+        self._large_requests = large_requests
+        self._large = UploadBudget(settings, metrics, settings.max_upload_bytes, settings.max_message_bytes)
+        self._small = UploadBudget(settings, metrics, _SMALL_ROOM_BYTES, SMALL_REQUEST_BYTES)
+
+    def of(self, method: str) -> "UploadBudget":
+        return self._large if method in self._large_requests else self._small
 
 
 class UploadBudget:
-    """Room for the requests of all calls of a process, from the first byte read until the answer.
+    """Room for requests, from the first byte read until the answer.
 
     gRPC says how long a request is only when it has been read, so until then it counts as the largest allowed.
     What callers send before they are read stays in HTTP/2's flow control: little, and on their side.
+
+    Args:
+        room_bytes: of all requests.
+        largest_bytes: of one; gRPC reads no more than `max_message_bytes`, whatever this is.
     """
 
-    def __init__(self, settings: ServiceSettings, metrics: Metrics):
-        self._free_bytes = settings.max_upload_bytes
-        self._largest_bytes = settings.max_message_bytes
+    def __init__(self, settings: ServiceSettings, metrics: Metrics, room_bytes: int, largest_bytes: int):
+        self._free_bytes = room_bytes
+        self._largest_bytes = largest_bytes
         self._wait_s = settings.upload_wait_ms / 1000
         self._read_s = settings.upload_timeout_ms / 1000
         self._max_waiting = settings.max_queue
@@ -44,7 +63,7 @@ class UploadBudget:
         Raises:
             QueueFull: there was no room in time.
             UploadTooSlow: the request did not arrive in time.
-            InvalidArgument: there is none.
+            InvalidArgument: there is none, or a larger one than may be.
         """
         held = self._largest_bytes
         with tracing.step("wait for room"):
@@ -94,6 +113,9 @@ class UploadBudget:
             raise UploadTooSlow(f"the request did not arrive within {self._read_s:g} s") from error
         if data is None:
             raise InvalidArgument("request", "is missing")
+        if len(data) > self._largest_bytes:
+            description = f"has {len(data)} bytes; at most {self._largest_bytes} are allowed for this method"
+            raise InvalidArgument("request", description)
         return data
 
     async def _take_in_time(self, size_bytes: int) -> None:

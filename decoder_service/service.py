@@ -35,6 +35,7 @@ class DecoderService:
     """One decoder process: `open` loads, `close` drains."""
 
     full_name = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
+    large_requests = frozenset({"PredictMasks", "PredictMasksStream", "GenerateMasks"})
 
     def __init__(self, settings: DecoderSettings, metrics: Metrics):
         self._settings = settings

@@ -35,6 +35,7 @@ class EncoderService:
     """One encoder process: `open` loads, `close` drains."""
 
     full_name = encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+    large_requests = frozenset({"EncodeImage", "EncodeImages"})
 
     def __init__(self, settings: EncoderSettings, metrics: Metrics):
         self._settings = settings

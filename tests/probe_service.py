@@ -27,6 +27,7 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
     without end."""
 
     full_name = SERVICE
+    large_requests = frozenset({"EncodeImage", "EncodeImages"})
 
     def __init__(self) -> None:
         self.failures: dict[str, Exception] = {}

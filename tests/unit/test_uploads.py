@@ -13,8 +13,11 @@ from probe_service import SERVICE, Probe, running
 from splitsam.common.errors import QueueFull
 from splitsam.common.metrics import Metrics
 from splitsam.common.settings import SettingsProblem
-from splitsam.common.uploads import UploadBudget
+from splitsam.common.uploads import SMALL_REQUEST_BYTES, UploadBudget
+from splitsam.decoder_service.service import DecoderService
+from splitsam.encoder_service.service import EncoderService
 from splitsam.encoder_service.settings import EncoderSettings
+from splitsam.v1 import decoder_pb2
 from splitsam.v1 import encoder_pb2 as pb
 
 IMAGE = 2**20
@@ -125,6 +128,50 @@ async def test_a_call_without_a_request_is_invalid(probe, metrics):
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_small_request_waits_for_no_upload(probe, metrics):
+    async with running(probe, metrics, *TWO, *PATIENT) as server, silent_calls(server.address, 2):
+        await until_used(metrics, 2 * LARGEST)
+        behind = server.stub.EncodeImage(pb.EncodeImageRequest())  # stands in front of whoever shares its queue
+        for _ in range(300):
+            answers = server.stub.DownloadEmbedding(pb.DownloadEmbeddingRequest(), timeout=LIMIT_S)
+            assert [answer.chunk async for answer in answers] == [b"first", b"last"]
+        assert not behind.done()
+        behind.cancel()
+
+
+async def test_a_small_request_that_is_large_is_refused_and_told_the_limit(probe, metrics):
+    async with running(probe, metrics) as server:
+        for size_bytes, is_refused in ((SMALL_REQUEST_BYTES - 100, False), (SMALL_REQUEST_BYTES, True), (IMAGE, True)):
+            request = pb.DownloadEmbeddingRequest(embedding_key="x" * size_bytes)
+            answers = server.stub.DownloadEmbedding(request, timeout=LIMIT_S)
+            if not is_refused:
+                assert len([answer async for answer in answers]) == 2
+                continue
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await answers.read()
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.details().startswith("request: has ")
+            assert "at most 65536 are allowed" in caught.value.details()
+        await until_used(metrics, 0)
+        assert len(probe.calls) == 1
+
+
+@pytest.mark.parametrize("service", [EncoderService, DecoderService])
+def test_methods_with_room_for_large_requests_are_those_with_images_or_logits(service):
+    def holds(message) -> bool:
+        fields = message.fields
+        return any(
+            field.name in ("image", "low_res_logits") or (field.message_type and holds(field.message_type))
+            for field in fields
+        )
+
+    name = service.full_name.rpartition(".")[2]
+    [descriptor] = [
+        file.DESCRIPTOR.services_by_name[name] for file in (pb, decoder_pb2) if name in file.DESCRIPTOR.services_by_name
+    ]
+    assert service.large_requests == {method.name for method in descriptor.methods if holds(method.input_type)}
+
+
 async def test_a_stream_is_read_on_when_there_is_room_again(probe, metrics):
     message = pb.EncodeImagesRequest(request_id=1, image=b"wait".ljust(IMAGE))
     async with running(probe, metrics, *TWO, *PATIENT) as server:
@@ -185,7 +232,8 @@ def test_a_budget_below_one_request_is_refused():
 async def test_room_is_never_exceeded_nor_lost(metrics, seed):
     limit = 2 * LARGEST
     settings = EncoderSettings.load([*TWO, "--upload-wait-ms", "10", "--max-queue", "40"])
-    budget, rng = UploadBudget(settings, metrics), random.Random(seed)
+    budget = UploadBudget(settings, metrics, limit, LARGEST)
+    rng = random.Random(seed)
     most, refused = 0.0, 0
 
     async def one_call() -> None:
