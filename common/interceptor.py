@@ -23,6 +23,7 @@ _REQUEST_ID = re.compile(r"[!-~]+")
 _SENDABLE = re.compile(r"[ -~]*")
 _OUR_METHODS = "/splitsam."
 _HEALTH_METHODS = "/grpc.health."
+_UNCOUNTED = "GetModelInfo"  # costs less than a refusal, and probes and dashboards ask it of a service that is full
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]]
 
 
@@ -73,7 +74,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call = Call(tenant, request_id, details.method, authorization=_read_credentials(metadata))
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
-            if is_ours:
+            if is_ours and _name_of(details.method) != _UNCOUNTED:
                 self._quotas.check(call.tenant)
                 self._check_room(_name_of(details.method), call.tenant)
         except ServiceError as error:
@@ -93,7 +94,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         parse = functools.partial(_parsed, handler.request_deserializer)
         codecs = {"response_serializer": handler.response_serializer}
 
-        uploads = self._uploads.of(_name_of(call.method))
+        name = _name_of(call.method)
+        uploads = self._uploads.of(name)
 
         # The request of a unary call is read as a stream of one: gRPC would have it in memory before asking anybody.
         # It stays in a frame that has ended when a refusal is raised, for that keeps the frames it is raised in.
@@ -122,7 +124,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def unary(_requests: Any, context: grpc.aio.ServicerContext) -> Any:
             async with Observed(self._running, self._metrics, call, context):
-                with self._quotas.admitted(call.tenant):
+                with contextlib.nullcontext() if name == _UNCOUNTED else self._quotas.admitted(call.tenant):
                     return await answer(context)
 
         async def stream(_requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:

@@ -68,6 +68,9 @@ class Probe(encoder_pb2_grpc.EncoderServiceServicer):
         await self._do(request.image.decode().strip())
         return pb.EncodeImageResponse(cache_hit=True)
 
+    async def GetModelInfo(self, request, context):  # noqa: N802 - gRPC's name
+        return pb.EncoderServiceGetModelInfoResponse()
+
     async def DownloadEmbedding(self, request, context):  # noqa: N802 - gRPC's name
         yield pb.DownloadEmbeddingResponse(chunk=b"first")
         if request.embedding_key == "flood":

@@ -278,6 +278,19 @@ async def test_a_tenant_over_its_quota_is_refused_and_another_is_served(
     assert metrics.registry.get_sample_value("splitsam_refusals_total", labels) == 1
 
 
+async def test_what_is_served_is_told_by_a_service_that_takes_no_more(probe: Probe, metrics: Metrics):
+    limits = ["--max-requests-in-flight", "1", "--tenant-requests-in-flight", "1", "--tenant-requests-per-s", "0.01"]
+    async with running(probe, metrics, *limits) as server:
+        first = asyncio.ensure_future(replies(call(server, "EncodeImage", "wait")))
+        await probe.started.wait()
+        probe.room_failure = QueueFull("full")
+        for _ in range(3):
+            await server.stub.GetModelInfo(pb.EncoderServiceGetModelInfoRequest())
+        assert (await failure(call(server, "EncodeImage"))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        probe.release.set()
+        assert await first
+
+
 async def test_many_messages_on_one_stream_are_no_way_around_a_quota(probe: Probe, metrics: Metrics):
     async with running(probe, metrics, "--tenant-requests-per-s", "10") as server:
         requests = iter([pb.EncodeImagesRequest(request_id=number) for number in range(13)])
