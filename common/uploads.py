@@ -119,6 +119,8 @@ class UploadBudget:
         return data
 
     async def _take_in_time(self, size_bytes: int) -> None:
+        if self._takes_at_once(size_bytes):
+            return
         if len(self._waiting) >= self._max_waiting:
             raise QueueFull(f"{len(self._waiting)} calls wait for room already", retry_delay_s=_RETRY_S)
         try:
@@ -127,7 +129,17 @@ class UploadBudget:
         except TimeoutError as error:
             raise QueueFull("too many bytes of requests are in memory already", retry_delay_s=_RETRY_S) from error
 
+    def _takes_at_once(self, size_bytes: int) -> bool:
+        """Take room where there is some and nobody waits, which costs neither a future nor a timeout."""
+        if self._waiting or size_bytes > self._free_bytes:
+            return False
+        self._free_bytes -= size_bytes
+        self._gauge.inc(size_bytes)
+        return True
+
     async def _take(self, size_bytes: int) -> None:
+        if self._takes_at_once(size_bytes):
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, size_bytes))
         self._admit()

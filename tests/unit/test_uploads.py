@@ -223,6 +223,17 @@ async def test_room_is_given_back_by_calls_that_fail_or_are_cancelled(probe, met
         await until_used(metrics, 0)
 
 
+async def test_room_is_taken_at_once_but_not_ahead_of_who_waits(metrics):
+    budget = UploadBudget(EncoderSettings.load([]), metrics, room_bytes=100, largest_bytes=60)
+    await budget._take(60)
+    large, small = (asyncio.create_task(budget._take(size)) for size in (60, 20))
+    await asyncio.sleep(0)
+    assert (used(metrics), large.done(), small.done()) == (60, False, False)  # there would be room for the small one
+    budget._give(60)
+    await asyncio.wait_for(asyncio.gather(large, small), LIMIT_S)
+    assert used(metrics) == 80
+
+
 def test_a_budget_below_one_request_is_refused():
     with pytest.raises(SettingsProblem, match="max_upload_bytes"):
         EncoderSettings.load(["--max-upload-bytes", "1000"])
