@@ -1,6 +1,5 @@
 """The certificate of a service: checked before it is used, read again when its files change; connections stay open."""
 
-import asyncio
 import collections
 import logging
 from dataclasses import dataclass
@@ -13,14 +12,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from splitsam.common.changing_files import BadContent, ChangingFiles
 from splitsam.common.metrics import ProcessMetrics
 from splitsam.common.settings import ProcessSettings, SettingsProblem
 
 log = logging.getLogger("splitsam.certificates")
-
-
-class BadCertificate(Exception):
-    """The files do not make a certificate that callers could accept; the message says why, never what they hold."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,22 +37,22 @@ class Identity:
         """Until when the certificate is valid.
 
         Raises:
-            BadCertificate: a part cannot be read, or is not valid now, or certificate and key are no pair.
+            BadContent: a part cannot be read, or is not valid now, or certificate and key are no pair.
         """
         certificate = _certificates(self.chain, "certificate")[0]
         try:
             key = load_pem_private_key(self.key, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise BadCertificate("the key is not a PEM file without a passphrase") from error
+            raise BadContent("the key is not a PEM file without a passphrase") from error
         if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-            raise BadCertificate("the key is neither RSA nor EC: gRPC shows no other")
+            raise BadContent("the key is neither RSA nor EC: gRPC shows no other")
         if certificate.public_key() != key.public_key():
-            raise BadCertificate("the key is not the certificate's")
+            raise BadContent("the key is not the certificate's")
         if self.client_ca is not None:
             _certificates(self.client_ca, "client CA")
         now, until = datetime.now(UTC), certificate.not_valid_after_utc
         if not certificate.not_valid_before_utc <= now < until:
-            raise BadCertificate(f"the certificate is valid from {certificate.not_valid_before_utc} to {until}")
+            raise BadContent(f"the certificate is valid from {certificate.not_valid_before_utc} to {until}")
         return until
 
     def for_grpc(self) -> grpc.ServerCertificateConfiguration:
@@ -67,7 +63,7 @@ def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise BadCertificate(f"the {what} is not a PEM file of certificates") from error
+        raise BadContent(f"the {what} is not a PEM file of certificates") from error
 
 
 class ServerCertificate:
@@ -78,18 +74,17 @@ class ServerCertificate:
     """
 
     def __init__(self, chain: Path, key: Path, client_ca: Path | None, metrics: ProcessMetrics):
-        self._files = (chain, key, client_ca)
+        self._paths = (chain, key, client_ca)
         self._metrics = metrics
         try:
             self._used = self._read()
             until = self._used.check()
-        except (OSError, BadCertificate) as error:
+        except (OSError, BadContent) as error:
             raise SettingsProblem(f"tls_cert_file: {error}") from error
         self._metrics.certificate_expiry.set(until.timestamp())
-        self._last_seen: Identity | str = self._used
-        self._refused: Identity | str | None = None
         # Filled by `look`, emptied by the handshakes on gRPC's threads.
         self._fresh: collections.deque[grpc.ServerCertificateConfiguration] = collections.deque(maxlen=1)
+        self._files = ChangingFiles(self._used, self._read, self._take, metrics.certificate_reloads, log, "certificate")
 
     @classmethod
     def of(cls, settings: ProcessSettings, metrics: ProcessMetrics) -> "ServerCertificate | None":
@@ -110,40 +105,22 @@ class ServerCertificate:
         )
 
     def look(self) -> None:
-        """Take up what the files hold if it is new and good; a bad one is logged and counted once.
-
-        It is judged when two looks have found the same: files that are replaced one by one make no pair in between.
-        """
-        try:
-            seen: Identity | str = self._read()
-        except OSError as error:
-            seen = str(error)
-        has_settled, self._last_seen = seen == self._last_seen, seen
-        if not has_settled or seen in (self._used, self._refused):
-            return
-        try:
-            if isinstance(seen, str):
-                raise BadCertificate(seen)
-            until = seen.check()
-        except BadCertificate as error:
-            self._refused = seen
-            self._metrics.certificate_reloads.labels("refused").inc()
-            log.error("a new certificate is bad, the old one stays", extra={"problem": str(error)})
-            return
-        self._used, self._refused = seen, None
-        self._fresh.append(seen.for_grpc())
-        self._metrics.certificate_reloads.labels("taken").inc()
-        self._metrics.certificate_expiry.set(until.timestamp())
-        log.info("a new certificate is in use", extra={"valid_until": until.isoformat()})
+        """Take up what the files hold if it is new and good."""
+        self._files.look()
 
     async def watch(self, interval_s: float) -> None:
         """Look again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(interval_s)
-            await asyncio.to_thread(self.look)
+        await self._files.watch(interval_s)
+
+    def _take(self, seen: Identity) -> None:
+        until = seen.check()
+        self._used = seen
+        self._fresh.append(seen.for_grpc())
+        self._metrics.certificate_expiry.set(until.timestamp())
+        log.info("a new certificate is in use", extra={"valid_until": until.isoformat()})
 
     def _read(self) -> Identity:
-        chain, key, client_ca = self._files
+        chain, key, client_ca = self._paths
         return Identity(chain.read_bytes(), key.read_bytes(), None if client_ca is None else client_ca.read_bytes())
 
     def _next(self) -> grpc.ServerCertificateConfiguration | None:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from splitsam.common.auth import Authenticator
+from splitsam.common.auth import Authenticator, Visit
 from splitsam.common.calls import Call
 from splitsam.common.errors import InvalidArgument, NotReady, ServiceError
 from splitsam.common.metrics import Metrics
@@ -70,8 +70,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         is_ours = details.method.startswith(_OUR_METHODS)
         call = Call(tenant="", request_id=request_id, method=details.method)
         try:
-            tenant = self._authenticator.tenant(metadata)
-            call = Call(tenant, request_id, details.method, authorization=_read_credentials(metadata))
+            visit = self._authenticator.visit(metadata)
+            call = Call(visit.tenant, request_id, details.method, authorization=_read_credentials(metadata))
             if is_ours and not self._is_ready():
                 raise NotReady("the service is starting or shutting down", retry_delay_s=1.0)
             if is_ours and _name_of(details.method) != _UNCOUNTED:
@@ -79,7 +79,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 self._check_room(_name_of(details.method), call.tenant)
         except ServiceError as error:
             return self._refusal(call, error)
-        return self._wrapped(handler, call) if is_ours else handler
+        return self._wrapped(handler, call, visit) if is_ours else handler
 
     def _refusal(self, call: Call, error: ServiceError) -> grpc.RpcMethodHandler:
         async def refuse(_requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
@@ -89,7 +89,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _wrapped(self, handler: grpc.RpcMethodHandler, call: Call) -> grpc.RpcMethodHandler:
+    def _wrapped(self, handler: grpc.RpcMethodHandler, call: Call, visit: Visit) -> grpc.RpcMethodHandler:
         # Requests are parsed here: what grpc's own parsing raises reaches the caller as UNKNOWN, with its text.
         parse = functools.partial(_parsed, handler.request_deserializer)
         codecs = {"response_serializer": handler.response_serializer}
@@ -113,7 +113,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def answers_to_many(context: grpc.aio.ServicerContext) -> AsyncGenerator[Any, None]:
             held: list[int] = []
-            requests = uploads.many(self._until_draining(context, call.tenant), parse, held)
+            requests = uploads.many(self._until_draining(context, visit), parse, held)
             try:
                 async with contextlib.aclosing(handler.stream_stream(requests, context)) as replies:
                     async for reply in replies:
@@ -139,8 +139,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return grpc.stream_unary_rpc_method_handler(unary, **codecs)
         return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
-    async def _until_draining(self, context: grpc.aio.ServicerContext, tenant: str) -> AsyncIterator[bytes]:
-        """A stream's requests, as fast as the tenant may send them; they end when the process drains."""
+    async def _until_draining(self, context: grpc.aio.ServicerContext, visit: Visit) -> AsyncIterator[bytes]:
+        """A stream's requests, as fast as the tenant may send them; they end when the process drains.
+
+        Raises:
+            Unauthenticated: one came after the caller's token was revoked.
+        """
         draining = asyncio.ensure_future(self._draining.wait())
         upcoming: asyncio.Future[bytes | None] | None = None
         try:
@@ -149,7 +153,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await asyncio.wait({upcoming, draining}, return_when=asyncio.FIRST_COMPLETED)
                 if not upcoming.done() or (request := upcoming.result()) is None:
                     return
-                await self._quotas.pace(tenant)
+                visit.check()
+                await self._quotas.pace(visit.tenant)
                 yield request
                 del request  # it would lie in memory until the next one comes
         finally:

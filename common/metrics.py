@@ -24,6 +24,10 @@ class ProcessMetrics:
             "Until when the certificate in use is valid, in Unix time; 0 without TLS",
         )
 
+        self.token_reloads = self.counter(
+            "splitsam_token_reloads", "Changed files of tokens by what became of them: taken, or refused", ["result"]
+        )
+
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes on http://host:port/metrics from a thread of its own."""
         start_http_server(port, addr=host, registry=self.registry)

@@ -75,8 +75,9 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ready = asyncio.Event()
+    authenticator = Authenticator(settings.tokens_file, metrics)
     interceptor = ServiceInterceptor(
-        Authenticator.from_file(settings.tokens_file),
+        authenticator,
         Uploads(settings, metrics, service.large_requests),
         Quotas.from_settings(settings),
         metrics,
@@ -94,7 +95,10 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
         reflection.enable_server_reflection((service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     async with listening(settings, server, checks, metrics) as port:
         log.info("listening", extra={"address": f"{settings.host}:{port}", "service": service.full_name})
-        watching = asyncio.create_task(watch_loop_lag(metrics, ready))
+        watching = [
+            asyncio.create_task(watch_loop_lag(metrics, ready)),
+            asyncio.create_task(authenticator.watch(settings.tokens_reload_ms / 1000)),
+        ]
         try:
             if await _until_open(service, stop):
                 # What is here to stay, above all PyTorch's modules, no longer costs a pause to look through.
@@ -120,7 +124,8 @@ async def serve(settings: ServiceSettings, service: Service, metrics: Metrics) -
             until_s = time.monotonic() + grace_s
             await interceptor.drain(grace_s)
             await server.stop(max(0.0, until_s - time.monotonic()))
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             if lost:
                 raise DeviceLost(lost)
             await service.close()

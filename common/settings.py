@@ -40,15 +40,24 @@ def _check_redis_url(url: str) -> None:
 
 
 def read_words(setting: str, path: Path) -> list[tuple[int, list[str]]]:
-    """The words of each line of a file and its number; blank lines and those that begin with # are skipped.
+    """The words of a file, as `words_of` gives them.
 
     Raises:
         SettingsProblem: the file cannot be read; the message begins with the setting that names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return words_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsProblem(f"{setting}: {error}") from error
+
+
+def words_of(content: bytes) -> list[tuple[int, list[str]]]:
+    """The words of each line of a file and its number; blank lines and those that begin with # are skipped.
+
+    Raises:
+        UnicodeDecodeError: it is no text.
+    """
+    lines = content.decode().splitlines()
     return [(i, line.split()) for i, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
 
 
@@ -67,6 +76,7 @@ class ProcessSettings(BaseSettings):
     tls_client_ca_file: Path | None = Field(None, description="Authorities; callers then need a certificate of one")
     tls_reload_ms: int = Field(10_000, ge=10, le=3_600_000, description="How often these files are looked at again")
     tokens_file: Path | None = Field(None, description="File with lines 'tenant token'; unset: no authentication")
+    tokens_reload_ms: int = Field(10_000, ge=10, le=3_600_000, description="How often that file is looked at again")
     log_format: Literal["json", "text"] = Field("json", description="How log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     drain_delay_ms: int = Field(0, ge=0, le=120_000, description="Wait after SIGTERM before refusing calls")

@@ -4,7 +4,9 @@ import base64
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from splitsam.common.auth import Authenticator
+from starlette.types import Scope
+
+from splitsam.common.auth import Authenticator, Visit
 from splitsam.common.errors import Unauthenticated
 from splitsam.common.listeners import is_loopback
 from splitsam.gateway.errors import GatewayError
@@ -41,16 +43,26 @@ class Access:
         if not place or place != headers.get("host", "").lower() or (self._is_local and not is_loopback(host)):
             raise GatewayError(403, "ORIGIN_NOT_ALLOWED", _OTHER_PAGE)
 
-    def tenant(self, token: str | None) -> str:
-        """Whose token it is.
+    def admit(self, scope: Scope, token: str | None) -> None:
+        """Note whose token it is, as `splitsam.tenant`.
 
         Raises:
             GatewayError: none was given and one is needed, or it is not known.
         """
         try:
-            return self._authenticator.tenant({"authorization": f"Bearer {token}"} if token else {})
+            visit = self._authenticator.visit({"authorization": f"Bearer {token}"} if token else {})
         except Unauthenticated as error:
             raise GatewayError(401, "UNAUTHENTICATED", _BAD_TOKEN if token else _NO_TOKEN) from error
+        scope["splitsam.tenant"], scope["splitsam.visit"] = visit.tenant, visit
+
+
+def check_again(scope: Scope) -> None:
+    """Raises GatewayError where the token of a caller who was admitted is revoked by now."""
+    visit: Visit = scope["splitsam.visit"]
+    try:
+        visit.check()
+    except Unauthenticated as error:
+        raise GatewayError(401, "UNAUTHENTICATED", _BAD_TOKEN) from error
 
 
 def _place(origin: str) -> tuple[str, str]:

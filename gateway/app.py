@@ -1,5 +1,6 @@
 """The gateway as an ASGI application: what goes around every request, and the routes."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -52,7 +53,7 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
     Raises:
         SettingsProblem: a file that the settings name cannot be used.
     """
-    authenticator = Authenticator.from_file(settings.tokens_file)
+    authenticator = Authenticator(settings.tokens_file, metrics)
     access = Access(authenticator, settings.allowed_origins, is_loopback(settings.host))
     settings.check_files()
     fetcher = Fetcher(settings, metrics)
@@ -61,7 +62,9 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway = open_gateway(settings, metrics, access, fetcher)
         app.state.gateway = gateway
+        watching = asyncio.create_task(authenticator.watch(settings.tokens_reload_ms / 1000))
         yield
+        watching.cancel()
         await gateway.close()
 
     limits = {"/v1/images": settings.max_image_bytes}

@@ -26,23 +26,23 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             try:
-                scope["splitsam.tenant"] = self._tenant(scope)
+                self._let_in(scope)
             except GatewayError as error:
                 await _refuse(scope, receive, send, error)
                 return
         await self._app(scope, receive, send)
 
-    def _tenant(self, scope: Scope) -> str | None:
+    def _let_in(self, scope: Scope) -> None:
+        scope["splitsam.tenant"] = None
         headers, path = Headers(scope=scope), scope["path"]
         self._access.check_origin(headers)
         if path in OPEN or path.startswith(OPEN_FOLDERS) or scope.get("method") == "OPTIONS":
-            return ""
+            return
         token = token_of(headers) or next(
             iter(parse_qs(scope["query_string"].decode("latin-1")).get("api_key", [])), None
         )
-        if token is None and path.startswith(_TOKEN_INSIDE):
-            return None
-        return self._access.tenant(token)
+        if token is not None or not path.startswith(_TOKEN_INSIDE):
+            self._access.admit(scope, token)
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: GatewayError) -> None:

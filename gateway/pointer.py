@@ -19,6 +19,7 @@ from splitsam.client.errors import stream_ended
 from splitsam.client.pointer import Pointer
 from splitsam.client.results import PointerAnswer
 from splitsam.common.tasks import gather_or_cancel
+from splitsam.gateway.access import check_again
 from splitsam.gateway.error_forms import as_gateway_error, own_form
 from splitsam.gateway.errors import GatewayError, from_service, request_id_of
 from splitsam.gateway.gateway import Gateway, gateway_of
@@ -39,7 +40,7 @@ async def follow(socket: WebSocket) -> None:
     try:
         start = await _start(socket)
         if socket.scope["splitsam.tenant"] is None:
-            socket.scope["splitsam.tenant"] = gateway.access.tenant(start.token)
+            gateway.access.admit(socket.scope, start.token)
         async with gateway.client.pointer(start.key, **start.options()) as pointer:
             hover = _Hover(socket, pointer, gateway)
             await gather_or_cancel((hover.listen(), hover.answer()))
@@ -83,6 +84,7 @@ class _Hover:
             except (ValidationError, GatewayError) as error:
                 await self._refuse(position_id, as_gateway_error(error))
                 continue
+            check_again(self._socket.scope)
             start_s = time.perf_counter()
             async with self._sending:
                 request_id = await self._pointer.send(**position.prompt())

@@ -114,7 +114,7 @@ async def _read(request: Request, gateway: Gateway, kind: type[Asked]) -> Asked:
     """The message, once its sender is known: by a header, or by the key inside."""
     asked = await read_json(request, kind)
     if request.scope["splitsam.tenant"] is None:
-        request.scope["splitsam.tenant"] = gateway.access.tenant(asked.api_key)
+        gateway.access.admit(request.scope, asked.api_key)
     return asked
 
 

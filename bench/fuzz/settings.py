@@ -131,7 +131,7 @@ def _use(settings: ServiceSettings) -> None:
     json.dumps(settings.for_log())
     settings.key_ring()
     parse_place(settings.redis_address())
-    Authenticator.from_file(settings.tokens_file)
+    Authenticator(settings.tokens_file, Metrics())
     Quotas.from_settings(settings)
     device = choose_device(settings.device)
     if isinstance(settings, EncoderSettings):

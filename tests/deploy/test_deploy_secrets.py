@@ -50,7 +50,7 @@ def read_by_the_services(secrets: dict[str, str], folder: Path) -> Authenticator
     settings = EncoderSettings.load([*arguments, "--redis-url-file", str(folder / "url")])
     settings.key_ring()
     settings.redis_address()
-    return Authenticator.from_file(settings.tokens_file)
+    return Authenticator(settings.tokens_file, Metrics())
 
 
 def redis_options(acl: Path) -> list[str]:

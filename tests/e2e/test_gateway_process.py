@@ -6,12 +6,14 @@ import signal
 import socket
 import ssl
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from certificates import flags, server_files
+from certificates import SecretVolume, flags, server_files
 from e2e_support import DEADLINE_S, draw, image_file, metric, running_service, wait_until
 from gateway_support import RunningGateway, gateway_of, running_gateway
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from splitsam.client.processes import free_ports
@@ -63,6 +65,39 @@ def test_call_without_a_known_token_is_refused_in_the_tools_own_form(guarded, ph
     with connect(f"{guarded.socket_url}/v1/pointer", proxy=None) as socket:
         socket.send(json.dumps({"key": key}))
         assert json.loads(socket.recv(timeout=60))["error"]["reason"] == "UNAUTHENTICATED"
+
+
+def test_tokens_are_added_and_revoked_while_it_runs(stack, alpha, key, tmp_path):
+    volume = SecretVolume(tmp_path / "gateway", {"tokens": f"annotators {TOKEN}\n".encode()})
+    flags = ("--tokens-file", str(volume / "tokens"), "--tokens-reload-ms", "20")
+    new_token, click = "scripts-token-0123456789", {"key": key, "points": [[1, 1]]}
+    with gateway_of(stack, alpha.token, *flags) as running, follow(running, key, TOKEN) as old:
+        assert running.call("/v1/masks", click, authorization=f"Bearer {TOKEN}").status == 200
+        volume.put({"tokens": b"annotators short"})
+        reloads = "splitsam_token_reloads_total"
+        wait_until(lambda: metric(running.metrics_url, reloads, result="refused") == 1, "the bad file is refused")
+        assert running.call("/v1/masks", click, authorization=f"Bearer {TOKEN}").status == 200
+        volume.put({"tokens": f"scripts {new_token}\n".encode()})
+        wait_until(lambda: metric(running.metrics_url, reloads, result="taken") == 1, "the new tokens are in use")
+        assert running.call("/v1/masks", click, authorization=f"Bearer {new_token}").status == 200
+        assert running.call("/v1/masks", click, authorization=f"Bearer {TOKEN}").status == 401
+        old.send(json.dumps({"id": 2, "points": [[1, 1]]}))
+        assert json.loads(old.recv(timeout=60))["error"]["reason"] == "UNAUTHENTICATED"
+        with pytest.raises(ConnectionClosed):
+            old.recv(timeout=60)
+    written = running.child.log_path.read_text()
+    assert "the old one stays" in written
+    assert not any(token in written for token in (TOKEN, new_token))
+
+
+@contextmanager
+def follow(gateway, key, token):
+    """A pointer that has been answered once."""
+    with connect(f"{gateway.socket_url}/v1/pointer", proxy=None) as socket:
+        socket.send(json.dumps({"key": key, "token": token}))
+        socket.send(json.dumps({"id": 1, "points": [[1, 1]]}))
+        assert json.loads(socket.recv(timeout=60))["masks"]
+        yield socket
 
 
 def test_image_that_does_not_arrive_is_not_waited_for(guarded):

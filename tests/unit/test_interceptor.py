@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from certificates import sample
 from google.rpc import code_pb2, error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
@@ -361,3 +362,34 @@ async def test_two_streams_on_one_channel_do_not_mix(server: Running, probe: Pro
     error, answers = await asyncio.gather(failure(bad), replies(good))
     assert error.code() == grpc.StatusCode.NOT_FOUND
     assert len(answers) == 1
+
+
+async def test_a_revoked_token_lets_nobody_in_and_ends_streams_while_calls_that_run_go_on(
+    probe: Probe, metrics: Metrics, tmp_path: Path, tenants: list[str]
+):
+    acme, globex = ({"authorization": f"Bearer {token}"} for token in TOKENS.values())
+    async with running(probe, metrics, *tenants, "--tokens-reload-ms", "20") as server:
+        stream = server.stub.EncodeImages(metadata=tuple(acme.items()))
+        kept = server.stub.EncodeImages(metadata=tuple(globex.items()))
+        for each in (stream, kept):
+            await each.write(pb.EncodeImagesRequest(request_id=1))
+            assert (await each.read()).request_id == 1
+        waiting = asyncio.ensure_future(replies(call(server, "EncodeImage", "wait", acme)))
+        await probe.started.wait()
+        (tmp_path / "tokens").write_text(f"globex {TOKENS['globex']}\nnew a-new-token-0123456789\n")
+        async with asyncio.timeout(20):
+            while not sample(metrics, "splitsam_token_reloads_total", result="taken"):  # noqa: ASYNC110 (a metric makes no event)
+                await asyncio.sleep(0.01)
+        assert (await failure(call(server, "EncodeImage", "", acme))).code() == grpc.StatusCode.UNAUTHENTICATED
+        assert await replies(call(server, "EncodeImage", "", {"authorization": "Bearer a-new-token-0123456789"}))
+        await stream.write(pb.EncodeImagesRequest(request_id=2))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        await kept.write(pb.EncodeImagesRequest(request_id=2))
+        assert (await kept.read()).request_id == 2
+        kept.cancel()
+        assert not waiting.done()
+        probe.release.set()
+        assert (await waiting)[0].cache_hit
+    assert [each.tenant for each in probe.calls].count("acme") == 2
