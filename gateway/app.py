@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from splitsam.common.auth import Authenticator
 from splitsam.common.listeners import is_loopback
+from splitsam.common.quotas import Quota, Quotas, read_quotas
 from splitsam.gateway import (
     documents,
     error_forms,
@@ -54,7 +55,10 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
         SettingsProblem: a file that the settings name cannot be used.
     """
     authenticator = Authenticator(settings.tokens_file, metrics)
-    access = Access(authenticator, settings.allowed_origins, is_loopback(settings.host))
+    share = Quota(settings.caller_requests_per_s, settings.caller_requests_in_flight)
+    quotas = Quotas(share, read_quotas(settings.quotas_file), settings.max_connections)  # more of those never get here
+    routes = [route for module in _MODULES for route in module.router.routes]
+    access = Access(authenticator, settings.allowed_origins, is_loopback(settings.host), quotas, routes, metrics)
     settings.check_files()
     fetcher = Fetcher(settings, metrics)
 
@@ -89,13 +93,13 @@ def build_app(settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
         middleware=[
             Middleware(Observed, metrics=metrics),
             cors,
-            Middleware(Gate, access=access),
             Middleware(
                 BodyLimits,
                 max_bytes=limits,
                 default_bytes=SMALL_BYTES,
                 timeout_s=settings.upload_timeout_ms / 1000,
             ),
+            Middleware(Gate, access=access),
         ],
     )
     for module in _MODULES:

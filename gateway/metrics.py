@@ -13,6 +13,9 @@ class GatewayMetrics(ProcessMetrics):
             "Finished requests by route and HTTP status; a pointer's is that of its end",
             ["route", "status"],
         )
+        self.refusals = self.counter(
+            "splitsam_gateway_refusals", "Requests and pointers refused since their caller used up its share", ["route"]
+        )
         self.in_progress = self.gauge(
             "splitsam_gateway_requests_in_progress", "Requests and pointers that have begun and not ended"
         )

@@ -41,6 +41,7 @@ async def follow(socket: WebSocket) -> None:
         start = await _start(socket)
         if socket.scope["splitsam.tenant"] is None:
             gateway.access.admit(socket.scope, start.token)
+        gateway.access.take_share(socket.scope)
         async with gateway.client.pointer(start.key, **start.options()) as pointer:
             hover = _Hover(socket, pointer, gateway)
             await gather_or_cancel((hover.listen(), hover.answer()))
@@ -50,7 +51,7 @@ async def follow(socket: WebSocket) -> None:
         known = as_gateway_error(error)
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it may have gone meanwhile
             await socket.send_text(_text(own_form(known, request_id_of(socket.scope))))
-            await socket.close(_TRY_AGAIN if known.status_code >= 500 else _REFUSED)
+            await socket.close(_TRY_AGAIN if known.status_code >= 500 or known.status_code == 429 else _REFUSED)
         if known.reason == "INTERNAL":
             raise
 

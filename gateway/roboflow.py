@@ -115,6 +115,7 @@ async def _read(request: Request, gateway: Gateway, kind: type[Asked]) -> Asked:
     asked = await read_json(request, kind)
     if request.scope["splitsam.tenant"] is None:
         gateway.access.admit(request.scope, asked.api_key)
+        gateway.access.take_share(request.scope)
     return asked
 
 

@@ -26,6 +26,15 @@ class GatewaySettings(ProcessSettings):
         (), description="Origins of pages elsewhere that may call, e.g. https://tool.example; others are refused"
     )
     max_connections: int = Field(1000, ge=1, le=100_000, description="Connections at once; more are answered 503")
+    caller_requests_per_s: float = Field(
+        0, ge=0, le=10**6, description="Requests of one caller a second, by the name of its token; 0: no limit"
+    )
+    caller_requests_in_flight: int = Field(
+        0, ge=0, description="Requests and pointers of one caller at once; 0: no limit"
+    )
+    quotas_file: Path | None = Field(
+        None, description="File with lines 'caller requests_per_s requests_in_flight', instead of those two"
+    )
     max_image_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="Bytes of one image file")
     max_images_in_work: int = Field(
         16, ge=1, le=1024, description="Images in memory at once, some five times their size each; others wait"
@@ -82,6 +91,18 @@ class GatewaySettings(ProcessSettings):
     def _service_tls_needs_a_pair(self) -> Self:
         if (self.service_cert_file is None) != (self.service_key_file is None):
             raise ValueError("service_cert_file and service_key_file need each other")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_need_names(self) -> Self:
+        # Not by address: behind an ingress all callers have one, and the ingress knows their own.
+        if self.tokens_file is None and (
+            self.caller_requests_per_s or self.caller_requests_in_flight or self.quotas_file is not None
+        ):
+            raise ValueError(
+                "caller_requests_per_s, caller_requests_in_flight and quotas_file need tokens_file: "
+                "nothing else tells callers apart"
+            )
         return self
 
     @property

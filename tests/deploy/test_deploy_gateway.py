@@ -78,6 +78,11 @@ def test_tokens_are_asked_for_and_read_from_one_secret(settings, container):
     assert (settings.image_hosts, settings.private_images) == ((), False)
 
 
+def test_no_caller_can_take_every_connection(settings):
+    assert 0 < settings.caller_requests_in_flight < settings.max_connections / 10
+    assert settings.caller_requests_per_s > 10  # a person's clicks, and an image's prompts one after the other
+
+
 def test_it_is_given_time_to_drain_and_memory_for_its_images(settings, manifests, container):
     pod = named(manifests, "Deployment", NAME)["spec"]["template"]["spec"]
     assert settings.grace_ms >= settings.encode_timeout_ms

@@ -40,6 +40,9 @@ def test_lists_are_separated_by_commas_in_variables_and_flags(monkeypatch):
         (("--fetch-ca-file", "no-such-file"), "fetch_ca_file"),
         (("--tls-cert-file", "no.pem", "--tls-key-file", "no.key"), "tls_cert_file"),
         (("--label-studio-url", "label-studio:8080"), "label_studio_url"),
+        (("--caller-requests-per-s", "5"), "need tokens_file"),
+        (("--caller-requests-in-flight", "5"), "need tokens_file"),
+        (("--quotas-file", "no-such-file"), "need tokens_file"),
         (("--host", "203.0.113.7"), "port: cannot listen"),
     ],
 )
@@ -56,3 +59,11 @@ def test_secret_files_hold_one_word_that_is_not_shown(tmp_path, capsys):
         said = capsys.readouterr().err
         assert "label_studio_token_file" in said
         assert "second" not in said
+
+
+def test_quotas_file_that_is_bad_is_named(tmp_path, capsys):
+    (tmp_path / "tokens").write_text("script script-token-0123456789\n")
+    (tmp_path / "quotas").write_text("script many\n")
+    flags = ["--tokens-file", str(tmp_path / "tokens"), "--quotas-file", str(tmp_path / "quotas")]
+    assert main([*flags, "--log-level", "error"]) == 2
+    assert "quotas_file: line 1" in capsys.readouterr().err
