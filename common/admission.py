@@ -18,40 +18,51 @@ _FALL, _RISE = 0.9, 0.0005
 
 
 class Admission(Generic[Item]):
-    """Estimates waits in a queue in front of one worker, and refuses what they leave no room for.
+    """Estimates waits in a queue in front of its workers, and refuses what they leave no room for.
 
     Args:
-        max_weight: work units in a batch.
+        max_weight: work units in a batch. Where it is one, an entry of several takes as many times as long.
         max_queue: entries that may wait.
         max_queue_ms: by lane, the longest wait of an entry; a lane that is not there has no bound.
+        workers: that each take a batch.
     """
 
-    def __init__(self, queue: FairQueue[Item], *, max_weight: int, max_queue: int, max_queue_ms: Mapping[Lane, float]):
+    def __init__(
+        self,
+        queue: FairQueue[Item],
+        *,
+        max_weight: int,
+        max_queue: int,
+        max_queue_ms: Mapping[Lane, float],
+        workers: int = 1,
+    ):
         self._queue = queue
         self._max_weight = max_weight
         self._max_queue = max_queue
+        self._workers = workers
+        self._in_work = 0
         self.longest_s = {lane: max_queue_ms.get(lane, math.inf) / 1000 for lane in Lane}
         self._shares = dict.fromkeys(Lane, _FIRST_SHARE)
         self._times = ServiceTime()
-        self._in_work = 0
         self._busy_until_s: float | None = None
 
     def begin_batch(self, weight: int) -> None:
-        """The worker has begun a batch, maybe behind others."""
-        self._in_work += 1
+        """A worker has begun a batch, maybe behind others."""
         now_s = time.monotonic()
-        self._busy_until_s = max(now_s, self._busy_until_s or now_s) + self._times.estimate(weight)
+        self._in_work += 1
+        self._busy_until_s = max(now_s, self._busy_until_s or now_s) + self._estimate_s(weight) / self._workers
 
     def end_batch(self, weight: int, seconds: float) -> None:
-        """The worker has ended a batch.
+        """A worker has ended a batch.
 
         Args:
             seconds: that it had the worker for itself.
         """
         self._in_work -= 1
-        if not self._in_work:
+        if self._in_work < self._workers:
             self._busy_until_s = None
-        self._times.observe(weight, seconds)
+        alike = self._alike(weight)
+        self._times.observe(weight // alike, seconds / alike)
         if not len(self._queue):
             self._shares = dict.fromkeys(Lane, _FIRST_SHARE)
 
@@ -66,12 +77,12 @@ class Admission(Generic[Item]):
         if len(self._queue) >= self._max_queue and self._queue.is_last(place):
             return QueueFull(f"{self._max_queue} entries are waiting already", retry_delay_s=self.retry_s())
         ahead += self._queue.weight_before(place)
-        if not ahead and self._busy_until_s is None:
+        if not ahead and self._in_work < self._workers:
             return None
         wait_s = self._wait_s(ahead, place.weight)
         if wait_s > self._shares[place.lane] * self.longest_s[place.lane]:
             return QueueFull(f"about {wait_s:.1f} s of work are waiting already", retry_delay_s=self.retry_s())
-        own_s = self._times.estimate(place.weight) + later / self._max_weight * self._times.estimate(self._max_weight)
+        own_s = self._estimate_s(place.weight) + later / self._max_weight * self._estimate_s(self._max_weight)
         late_s = time.monotonic() + wait_s + own_s - deadline_s
         if late_s > 0:
             message = f"takes about {own_s:.1f} s after {wait_s:.1f} s in the queue, longer than the deadline leaves"
@@ -106,4 +117,12 @@ class Admission(Generic[Item]):
         """From now to the start of an entry's batch: what is left of the running one, and the full ones before it."""
         running_s = max(0.0, (self._busy_until_s or 0.0) - time.monotonic())
         batches = (ahead + min(weight, self._max_weight) - 1) // self._max_weight if ahead else 0
-        return running_s + batches * self._times.estimate(self._max_weight)
+        return running_s + batches * self._estimate_s(self._max_weight) / self._workers
+
+    def _estimate_s(self, weight: int) -> float:
+        alike = self._alike(weight)
+        return alike * self._times.estimate(weight // alike)
+
+    def _alike(self, weight: int) -> int:
+        """Of how many equal parts a batch is thought, since no line leads through batches of one unit."""
+        return max(1, weight) if self._max_weight == 1 else 1

@@ -1,4 +1,4 @@
-"""Many callers' work in one model call: a bounded, fair queue in front of one worker.
+"""Many callers' work in one model call: a bounded, fair queue in front of one worker, or of several.
 
 submit:
     refuse at once what would wait too long by the batches measured so far, and what the queue has no place for
@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from opentelemetry.trace import Span
@@ -77,6 +77,8 @@ class Batcher(Generic[Item, Result]):
         weigh: work units of an item.
         niceness: of the thread that runs batches, as of `lower_priority`.
         at_once: batches in work, for a `run` on the event loop: the device computes on one, the next is on its way.
+        threads: that run batches side by side, for a blocking `run`.
+        called: a batch's name in traces.
     """
 
     def __init__(
@@ -93,23 +95,33 @@ class Batcher(Generic[Item, Result]):
         weigh: Callable[[Item], int] = lambda _item: 1,
         niceness: int = 0,
         at_once: int = 1,
+        threads: int = 1,
+        called: str | None = None,
     ):
         self._name = name
+        self._called = called or f"{name} model"
         self._max_weight = max_weight
         self._max_wait_s = max_wait_ms / 1000
         self._metrics = metrics
         self._weigh = weigh
         self._queue: FairQueue[_Entry[Item, Result]] = FairQueue()
         self._admission = Admission(
-            self._queue, max_weight=max_weight, max_queue=max_queue, max_queue_ms=max_queue_ms or {}
+            self._queue,
+            max_weight=max_weight,
+            max_queue=max_queue,
+            max_queue_ms=max_queue_ms or {},
+            workers=threads,
         )
         self._arrival = asyncio.Event()
         self._closing = False
-        self._thread = ThreadPoolExecutor(1, f"splitsam-{name}", initializer=lower_priority, initargs=(niceness,))
+        self._threads = ThreadPoolExecutor(
+            threads, f"splitsam-{name}", initializer=lower_priority, initargs=(niceness,)
+        )
         awaited = run if inspect.iscoroutinefunction(run) else functools.partial(self._run_on_thread, run)
         self._run = cast("Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]", awaited)
         self._worker: asyncio.Task[None] | None = None
-        self._room = asyncio.Semaphore(at_once)
+        self._side_by_side = threads > 1
+        self._room = asyncio.Semaphore(max(at_once, threads))
         self._serving: set[asyncio.Task[None]] = set()
         self._ended_s = 0.0
 
@@ -125,16 +137,24 @@ class Batcher(Generic[Item, Result]):
         self._arrival.set()
         if self._worker is not None:
             await self._worker
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     async def submit(
-        self, item: Item, *, deadline_s: float, lane: Lane = Lane.CLICK, tenant: str = "", begun: bool = False
+        self,
+        item: Item,
+        *,
+        deadline_s: float,
+        lane: Lane = Lane.CLICK,
+        tenant: str = "",
+        begun: bool = False,
+        waited_s: float = 0.0,
     ) -> Served[Result]:
         """Wait for an item's result.
 
         Args:
             deadline_s: when the caller gives up, in seconds of time.monotonic().
             begun: it goes on with work that was admitted before, which no want of room shall waste.
+            waited_s: in a queue before this one; the longest wait is that in both.
 
         Raises:
             QueueFull: too many entries wait, or for too long, or those whose turn is first took the place.
@@ -146,7 +166,7 @@ class Batcher(Generic[Item, Result]):
         longest_s = math.inf if begun else self._admission.longest_s[lane]
         request = tracing.current()
         with tracing.step("wait for a batch", {"splitsam.lane": lane.name.lower()}) as waiting:
-            entry = _Entry(item, now_s, now_s + longest_s, deadline_s, future, request, waiting)
+            entry = _Entry(item, now_s, now_s + longest_s - waited_s, deadline_s, future, request, waiting)
             place = self._queue.make_place(entry, lane, tenant, self._weigh(item))
             self._admit(place, deadline_s, begun=begun)
             self._queue.add(place)
@@ -154,6 +174,16 @@ class Batcher(Generic[Item, Result]):
             self._metrics.queue_length.labels(self._name).set(len(self))
             self._arrival.set()
             return await future
+
+    def promote(self, item: Item, lane: Lane) -> None:
+        """Let an item that waits in a later lane go on in this one, by its order and, from now, its longest wait."""
+        for place in self._queue:
+            if place.item.item is item and place.lane > lane:
+                longest_s = self._admission.longest_s[lane]
+                entry = replace(place.item, latest_start_s=time.monotonic() + longest_s)
+                entry.waiting.set_attribute("splitsam.lane", lane.name.lower())
+                self._shed(self._queue.promote(place, entry, lane))
+                return
 
     def check_room(
         self, *, lane: Lane, tenant: str, deadline_s: float = math.inf, weight: int = 1, ahead: int = 0
@@ -279,14 +309,15 @@ class Batcher(Generic[Item, Result]):
                 entry.waiting.end()
                 self._metrics.queue_seconds.labels(self._name).observe(start_s - entry.queued_at_s)
             size = {"splitsam.batch.entries": len(batch), "splitsam.batch.weight": weight}
-            spans = tracing.begin_batch(f"{self._name} model", [entry.request for entry in entries], size)
+            spans = tracing.begin_batch(self._called, [entry.request for entry in entries], size)
             self._admission.begin_batch(weight)
             try:
                 results = await self._run_isolating([entry.item for entry in entries])
                 _answer(entries, results, start_s, time.monotonic())  # what fails from here on costs nobody a result
             finally:
                 end_s = time.monotonic()
-                self._admission.end_batch(weight, end_s - max(start_s, self._ended_s))
+                begun_s = start_s if self._side_by_side else max(start_s, self._ended_s)
+                self._admission.end_batch(weight, end_s - begun_s)
                 self._ended_s = end_s
             for span, result in zip(spans, results, strict=True):
                 if isinstance(result, Exception):
@@ -311,7 +342,7 @@ class Batcher(Generic[Item, Result]):
     async def _run_on_thread(
         self, run: Callable[[Sequence[Item]], Any], items: Sequence[Item]
     ) -> Sequence[Result | Exception]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run, items)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run, items)
 
 
 def _answer(

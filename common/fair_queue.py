@@ -81,6 +81,13 @@ class FairQueue(Generic[Item]):
         bisect.insort(self._lanes[place.lane], place, key=_order)
         self._ends[place.lane][place.tenant] = place.turn + place.weight
 
+    def promote(self, place: Place[Item], item: Item, lane: Lane) -> Place[Item]:
+        """Move an entry, now as `item`, behind its tenant's others in another lane; the one it leaves stays charged."""
+        self._lanes[place.lane] = [other for other in self._lanes[place.lane] if other is not place]
+        moved = self.make_place(item, lane, place.tenant, place.weight)
+        self.add(moved)
+        return moved
+
     def last(self) -> Place[Item] | None:
         return next((places[-1] for places in reversed(self._lanes.values()) if places), None)
 

@@ -1,6 +1,7 @@
 """How much of the queue bound is given away, by how well the estimates have held."""
 
 import math
+import time
 
 import pytest
 
@@ -86,3 +87,33 @@ def test_a_lane_without_a_bound_refuses_no_wait(queue, admission):
     for _ in range(500):
         queue.add(queue.make_place(0, Lane.CLICK, "", 1))
     assert admission.find_refusal(queue.make_place(0, Lane.BULK, "", 1), math.inf, 0, 0) is None
+
+
+def test_a_queue_in_front_of_several_workers_moves_as_much_faster(queue):
+    admission = Admission(queue, max_weight=1, max_queue=1000, max_queue_ms={Lane.CLICK: BOUND_MS}, workers=4)
+    for _ in range(5):
+        admission.begin_batch(1)
+        admission.end_batch(1, 0.04)
+    for _ in range(3):
+        admission.begin_batch(1)
+    assert admission.find_refusal(queue.make_place(0, Lane.CLICK, "", 1), 0.0, 0, 0) is None, "one worker is free"
+    admission.begin_batch(1)
+    place = queue.make_place(0, Lane.CLICK, "", 1)
+    late = admission.find_refusal(place, time.monotonic(), 0, 0)
+    assert late.retry_delay_s == pytest.approx(4 * 0.01 + 0.04, abs=0.02)  # its own work is not shared among them
+    admit_all(queue, admission, running_s=0.04)
+    assert 0.6 * BOUND_MS <= len(queue) * 10 <= BOUND_MS
+
+
+@pytest.mark.parametrize("seen", [(13,), (1, 13, 5)])
+def test_an_entry_of_several_units_that_is_a_batch_alone_takes_as_many_times_as_long(queue, seen: tuple[int, ...]):
+    admission = Admission(queue, max_weight=1, max_queue=1000, max_queue_ms={})
+    for weight in seen * 5:
+        admission.begin_batch(weight)
+        admission.end_batch(weight, weight * 0.01)
+    for weight in (13, 13, 4):
+        queue.add(queue.make_place(0, Lane.CLICK, "", weight))
+    assert admission.retry_s() == pytest.approx(0.3)
+    admission.begin_batch(7)
+    late = admission.find_refusal(queue.make_place(0, Lane.CLICK, "", 20), time.monotonic(), 0, 0)
+    assert late.retry_delay_s == pytest.approx(0.07 + 0.3 + 0.2, abs=0.02)

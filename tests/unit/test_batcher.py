@@ -373,6 +373,84 @@ async def test_a_tenants_flood_fills_the_queue_for_that_tenant_only(steady):
     assert len(served) > 5
 
 
+async def test_a_promoted_item_is_served_before_other_bulk_work(start, model: Model):
+    batcher = start(max_weight=1)
+    busy, *bulk = await submit_behind(batcher, model, 1, 2, 1003, 4, lane=Lane.BULK)
+    click = await queue(batcher, 5)
+    batcher.promote(1003, Lane.CLICK)
+    batcher.promote(1003, Lane.CLICK)
+    batcher.promote(99, Lane.CLICK)
+    model.let_go()
+    assert await values([busy, *bulk, *click]) == [0, 2, 4, 2006, 8, 10]
+    assert model.batches == [[0], [5], [1003], [1], [2], [4]]
+
+
+async def test_an_item_is_not_put_into_a_later_lane(start, model: Model):
+    batcher = start(max_weight=1)
+    tasks = await submit_behind(batcher, model, 1)
+    tasks += await queue(batcher, 2, lane=Lane.BULK)
+    batcher.promote(1, Lane.BULK)
+    model.let_go()
+    await values(tasks)
+    assert model.batches == [[0], [1], [2]]
+
+
+async def test_a_promoted_item_is_not_shed_with_bulk_work(steady, metrics: Metrics):
+    work = await steady(max_queue=4)
+    busy, first, second, third, last = await work.occupy(1, 2, 3, 4, lane=Lane.BULK)
+    work.batcher.promote(4, Lane.CLICK)
+    clicks = [work.submit(item) for item in (5, 6)]
+    for shed in (second, third):
+        with pytest.raises(QueueFull):
+            await shed
+    work.go.set()
+    await asyncio.gather(busy, first, last, *clicks)
+    assert work.batches == [[0], [4, 5, 6, 1]]
+    assert dropped(metrics, "shed") == 2
+
+
+@pytest.mark.parametrize(("waited_s", "is_late"), [(0.25, False), (0.35, True)])
+async def test_a_promoted_item_waits_no_longer_than_its_new_lane_allows_from_then(steady, waited_s, is_late):
+    work = await steady(max_queue_ms={Lane.CLICK: 300, Lane.BULK: 10_000})
+    busy, bulk = await work.occupy(1, lane=Lane.BULK)
+    work.now_s += 5
+    work.batcher.promote(1, Lane.CLICK)
+    work.now_s += waited_s - 0.07  # the batch in work takes 70 ms more
+    work.go.set()
+    await busy
+    [outcome] = await asyncio.gather(bulk, return_exceptions=True)
+    assert isinstance(outcome, QueueFull if is_late else Served)
+
+
+async def test_what_was_waited_before_counts_towards_the_longest_wait(steady):
+    work = await steady(max_queue_ms={Lane.CLICK: 300})
+    [busy] = await work.occupy()
+    submit_now = functools.partial(work.batcher.submit, deadline_s=work.now_s + 3600)
+    long, short = (asyncio.create_task(submit_now(item, waited_s=waited_s)) for item, waited_s in ((1, 0.25), (2, 0.2)))
+    await asyncio.sleep(0)
+    work.go.set()
+    await busy  # 70 ms
+    with pytest.raises(QueueFull):
+        await long
+    assert (await short).value == 2
+
+
+async def test_as_many_threads_as_asked_for_work_side_by_side(metrics: Metrics):
+    meeting = threading.Barrier(4)  # of three items in work and the test
+
+    def run(items: Sequence[int]) -> Sequence[int]:
+        meeting.wait(60)
+        return items
+
+    batcher = Batcher(run, name="test", max_weight=1, max_wait_ms=0, max_queue=9, metrics=metrics, threads=3)
+    batcher.start()
+    waiting = submit(batcher, *range(6))
+    for _ in range(2):
+        await asyncio.to_thread(meeting.wait, 60)
+    assert await values(waiting) == list(range(6))
+    await batcher.close()
+
+
 async def test_a_cancelled_item_is_dropped_counted_and_never_run(start, model: Model, metrics: Metrics):
     batcher = start()
     busy, gone, stays = await submit_behind(batcher, model, 1, 2)

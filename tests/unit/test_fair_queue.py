@@ -103,3 +103,25 @@ def test_an_idle_lane_remembers_no_tenant_but_the_last():
         add(queue, *"abcdefgh")
         take(queue)
     assert [len(ends) for ends in queue._ends.values()] == [1, 0]
+
+
+def test_a_promoted_entry_waits_behind_its_tenants_others_in_the_other_lane():
+    queue: FairQueue[str] = FairQueue()
+    _, place, _ = add(queue, "a1", "a2", "b1", lane=Lane.BULK, weight=2)
+    add(queue, "a3", "b3", "b4")
+    moved = queue.promote(place, "a2'", Lane.CLICK)
+    assert (moved.lane, moved.weight, len(queue)) == (Lane.CLICK, 2, 6)
+    assert queue.weight_before(moved) == 3
+    assert take(queue) == "a3 b3 b4 a2'"
+    assert take(queue, lane=Lane.BULK) == "a1 b1"
+
+
+def test_a_lane_that_promotion_has_emptied_goes_on():
+    queue: FairQueue[str] = FairQueue()
+    [place] = add(queue, "a1", lane=Lane.BULK)
+    queue.promote(place, "a1", Lane.CLICK)
+    assert queue.first(Lane.BULK) is None
+    assert queue.last().item == "a1"
+    add(queue, "b1", lane=Lane.BULK)
+    assert take(queue) == "a1"
+    assert take(queue, lane=Lane.BULK) == "b1"
