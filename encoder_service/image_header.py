@@ -20,6 +20,7 @@ _ORIENTATION_TAG, _SHORT, _LONG = 0x0112, 3, 4
 # A segment's marker: not padding (FF), an escape (00) or a marker that stands alone (01, D0 to D8).
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _JPEG_START_OF_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_METADATA = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 
@@ -37,6 +38,37 @@ def identify_format(data: bytes) -> str | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WEBP
     return None
+
+
+def guess_pixels(data: bytes) -> int:
+    """Width times height by the header, to tell large from small; 0 without one. Whoever decodes looks more closely."""
+    try:
+        match identify_format(data):
+            case "JPEG":
+                width, height = _read_jpeg_size(data)
+            case "PNG":
+                width, height = struct.unpack_from(">II", data, 16)
+            case "WEBP":
+                width, height = read_webp_size(data)
+            case _:
+                return 0
+    except (DamagedImage, struct.error):
+        return 0
+    return width * height
+
+
+def _read_jpeg_size(data: bytes) -> tuple[int, int]:
+    """Source: ITU-T T.81, B.2.2."""
+    position = 2
+    for _ in range(MAX_PARTS):
+        match = _JPEG_MARKER.search(data, position)
+        if match is None or match[1][0] == _JPEG_START_OF_SCAN:
+            break
+        if match[1][0] in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, match.start() + 5)
+            return width, height
+        position = match.start() + 2 + int.from_bytes(data[match.start() + 2 : match.start() + 4], "big")
+    raise DamagedImage("the JPEG has no frame")
 
 
 def read_orientation(exif: bytes) -> int:

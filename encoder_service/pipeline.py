@@ -5,10 +5,9 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -20,11 +19,14 @@ from splitsam.common.keys import Address, Crop, EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import CODECS, EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.common.single_flight import SingleFlight
+from splitsam.encoder_service.in_work import Upload, Work, count_in_lanes, count_on_their_way, hash_and_weigh
 from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
 from splitsam.encoder_service.settings import EncoderSettings
 
 _CLAIM_POLL_S = 0.05
-Result = TypeVar("Result")
+# They let go of the interpreter, and all bytes that may be in work (`max_upload_bytes`) are hashed in a fraction of a
+# second: nothing waits here for long, in whatever order.
+_HASHING_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,36 @@ class EncodePipeline:
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-        self._submitted: set[Address] = set()
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="splitsam-image")
+        self._works: dict[Address, Work] = {}
+        self._hashing = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="splitsam-hash")
+        self._prepare: Batcher[Upload, PreparedImage] = Batcher(
+            self._decode,
+            name="prepare",
+            called="decode image",
+            max_weight=1,
+            max_wait_ms=0,
+            max_queue=settings.max_queue,
+            max_queue_ms=settings.lane_queue_ms,
+            weigh=lambda upload: upload.weight,
+            threads=settings.decode_threads,
+            metrics=metrics,
+        )
+
+    def start(self) -> None:
+        self._prepare.start()
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Decode what is queued, then stop; the batcher should be open until then."""
+        await self._prepare.close()
+        self._hashing.shutdown(wait=False, cancel_futures=True)
 
     async def encode(
         self, tenant: str, image: bytes, lane: Lane, deadline_s: float | None = None, crop: Crop | None = None
     ) -> Encoded:
         """Encode an image or a crop of it, or find the embedding.
+
+        Of several callers of one image the first lane counts, for all of them.
 
         Args:
             image: the bytes of an image file.
@@ -103,26 +124,38 @@ class EncodePipeline:
         self.check_room(tenant, lane, until_s)
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
-        digest = await self._on_thread(_digest, image)
+        digest, weight = await asyncio.get_running_loop().run_in_executor(self._hashing, hash_and_weigh, image)
         addresses = self._keys.embedding_addresses(tenant, digest, self._version, crop)
-        if addresses[0] in self._flights:
+        address = addresses[0]
+        if address in self._flights:
             tracing.note({"splitsam.joined": True})  # the work is in the trace of whoever asked first
+            self._promote(self._works[address], lane)
         else:
-            self.check_room(tenant, lane, until_s)  # others may have come first while this one was hashed
-        return await self._flights.run(addresses[0], lambda: self._encode_once(tenant, image, crop, addresses, lane))
+            self.check_room(tenant, lane, until_s, weight)  # others may have come first while this one was hashed
+            self._works[address] = Work(tenant, lane, Upload(image, crop, weight))
+        work = self._works[address]
+        try:
+            return await self._flights.run(address, lambda: self._encode_once(work, addresses))
+        finally:
+            if address not in self._flights:
+                self._works.pop(address, None)
 
-    def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf) -> None:
-        """Refuse now an image that could not be encoded in time; those that are being prepared come before it.
+    def check_room(self, tenant: str, lane: Lane, deadline_s: float = math.inf, weight: int = 1) -> None:
+        """Refuse now an image that could not be prepared or encoded in time.
+
+        Args:
+            weight: as of `Upload`.
 
         Raises:
             QueueFull: too many images are in work, or would take too long.
             DeadlineTooShort: it would be encoded too late for its caller.
             NotReady: the service is shutting down.
         """
-        if len(self._flights) >= self._settings.max_queue:
+        if count_in_lanes(self._works.values(), lane) >= self._settings.max_queue:
             raise QueueFull(f"{self._settings.max_queue} images are in work already", retry_delay_s=1.0)
-        preparing = len(self._flights) - len(self._submitted)
-        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=preparing)
+        self._prepare.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, weight=weight)
+        ahead = count_on_their_way(self._works.values(), tenant, lane)
+        self._batcher.check_room(lane=lane, tenant=tenant, deadline_s=deadline_s, ahead=ahead)
 
     async def look_up(self, tenant: str, image_sha256: bytes, crop: Crop | None = None) -> RecordHeader | None:
         """The header of the embedding of an image, or of a crop of it, if the cache holds it.
@@ -149,9 +182,17 @@ class EncodePipeline:
             raise EmbeddingExpired("the embedding is not in the cache; encode the image again")
         return record
 
-    async def _encode_once(
-        self, tenant: str, image: bytes, crop: Crop | None, addresses: list[Address], lane: Lane
-    ) -> Encoded:
+    def _promote(self, work: Work, lane: Lane) -> None:
+        """Let an image in work wait in a lane no later than this one."""
+        if lane >= work.lane:
+            return
+        work.lane = lane
+        work.promoted_at_s = time.monotonic()
+        self._prepare.promote(work.upload, lane)
+        if work.prepared is not None:
+            self._batcher.promote(work.prepared, lane)
+
+    async def _encode_once(self, work: Work, addresses: list[Address]) -> Encoded:
         start_s = time.perf_counter()
         claimed = False
         try:
@@ -162,26 +203,29 @@ class EncodePipeline:
         try:
             if header is not None:
                 return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-            return await self._compute(tenant, image, crop, addresses[0], lane, cache_ms)
+            return await self._compute(work, addresses[0], cache_ms)
         finally:
-            self._submitted.discard(addresses[0])
             if claimed:
                 with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
                     await self._cache.release(addresses[0])
 
-    async def _compute(
-        self, tenant: str, image: bytes, crop: Crop | None, address: Address, lane: Lane, cache_ms: float
-    ) -> Encoded:
-        start_s = time.perf_counter()
-        with tracing.step("decode image", {"splitsam.image.bytes": len(image)}) as span:
-            prepared = await self._on_thread(self._prepare, image, crop)
+    async def _compute(self, work: Work, address: Address, cache_ms: float) -> Encoded:
+        deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
+        with tracing.step("prepare image", {"splitsam.image.bytes": len(work.upload.image)}) as span:
+            decoded = await self._prepare.submit(work.upload, deadline_s=deadline_s, lane=work.lane, tenant=work.tenant)
+            work.prepared = prepared = decoded.value
             width, height = prepared.image_size
             span.set_attributes({"splitsam.image.width": width, "splitsam.image.height": height})
-        preprocess_s = time.perf_counter() - start_s
-        self._metrics.decode_seconds.observe(preprocess_s)
-        deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
-        self._submitted.add(address)
-        served = await self._batcher.submit(prepared, deadline_s=deadline_s, lane=lane, tenant=tenant)
+        decode_s = decoded.model_ms / 1000
+        self._metrics.decode_seconds.observe(decode_s)
+        in_lane_s = max(0.0, time.monotonic() - decode_s - work.promoted_at_s)
+        served = await self._batcher.submit(
+            prepared,
+            deadline_s=deadline_s,
+            lane=work.lane,
+            tenant=work.tenant,
+            waited_s=min(decoded.queue_ms / 1000, in_lane_s),
+        )
         header = RecordHeader(
             kind=EMBEDDING,
             address=address,
@@ -195,11 +239,12 @@ class EncodePipeline:
         start_s = time.perf_counter()
         stored = await self._store(header, served.value)
         store_ms = (time.perf_counter() - start_s) * 1000
-        timings = EncodeTimings(cache_ms, preprocess_s * 1000, served.queue_ms, served.model_ms, store_ms)
+        queue_ms = decoded.queue_ms + served.queue_ms
+        timings = EncodeTimings(cache_ms, decoded.model_ms, queue_ms, served.model_ms, store_ms)
         return Encoded(header, cache_hit=False, stored=stored, timings=timings)
 
-    def _prepare(self, image: bytes, crop: Crop | None) -> PreparedImage:
-        return self._pin(prepare_image(image, self._limits, crop))
+    def _decode(self, uploads: Sequence[Upload]) -> list[PreparedImage]:
+        return [self._pin(prepare_image(upload.image, self._limits, upload.crop)) for upload in uploads]
 
     async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
         try:
@@ -222,11 +267,3 @@ class EncodePipeline:
                 return None, False
             await asyncio.sleep(_CLAIM_POLL_S)
         return header, False
-
-    async def _on_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Arguments, not a closure: that would keep the image alive with the traceback of whatever was raised."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
-
-def _digest(image: bytes) -> bytes:
-    return hashlib.sha256(image).digest()

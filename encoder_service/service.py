@@ -89,6 +89,7 @@ class EncoderService:
         self._pipeline = EncodePipeline(
             self._batcher, self._cache, self._keys, version, self._settings, self._metrics, pin=pin
         )
+        self._pipeline.start()
         self._servicer.load(self._pipeline, info)
         self._watching = asyncio.create_task(watch_redis(self._cache, self._metrics))
 
@@ -98,10 +99,10 @@ class EncoderService:
     async def close(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        if self._batcher is not None:
-            await self._batcher.close()
         if self._pipeline is not None:
             await self._pipeline.close()
+        if self._batcher is not None:
+            await self._batcher.close()
         await self._cache.close()
 
     def _load(self) -> tuple[EncoderModel, ModelInfo]:

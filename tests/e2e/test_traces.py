@@ -32,7 +32,9 @@ TREE = {
     (f"{ENCODER}/LookUpEmbedding", "redis get"): ENCODING,
     (f"{ENCODER}/EncodeImage", "receive request"): ENCODING,
     (f"{ENCODER}/EncodeImage", "redis claim"): ENCODING,
-    (f"{ENCODER}/EncodeImage", "decode image"): ENCODING,
+    (f"{ENCODER}/EncodeImage", "prepare image"): ENCODING,
+    ("prepare image", "wait for a batch"): ENCODING,
+    ("prepare image", "decode image"): ENCODING,
     (f"{ENCODER}/EncodeImage", "wait for a batch"): ENCODING,
     (f"{ENCODER}/EncodeImage", "encoder model"): ENCODING,
     (f"{ENCODER}/EncodeImage", "redis set"): ENCODING,
@@ -133,7 +135,7 @@ def test_spans_say_what_was_asked_and_found(segmented):
     assert (predict["splitsam.images"], predict["splitsam.prompts"]) == (1, 1)
     assert predict["splitsam.tenant"] == "acme"
     assert predict["rpc.response.status_code"] == "OK"
-    assert (served["decode image"]["splitsam.image.width"], served["decode image"]["splitsam.image.height"]) == (
+    assert (served["prepare image"]["splitsam.image.width"], served["prepare image"]["splitsam.image.height"]) == (
         320,
         240,
     )

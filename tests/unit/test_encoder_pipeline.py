@@ -1,11 +1,12 @@
 """An image's way to a stored embedding against a real Redis; the model is a function of the image's size."""
 
 import asyncio
+import functools
 import hashlib
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from splitsam.common.errors import DeadlineTooShort, InvalidArgument, QueueFull
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES
-from splitsam.encoder_service.pipeline import EncodePipeline
+from splitsam.encoder_service.pipeline import Encoded, EncodePipeline
 from splitsam.encoder_service.preprocess import PreparedImage
 from splitsam.encoder_service.settings import EncoderSettings
 
@@ -38,6 +39,11 @@ class Replica:
         self.model_s = 0.0
         self.started, self.go = threading.Event(), threading.Event()
         self.go.set()
+        self.decoded: list[int] = []
+        self.encoded: list[int] = []
+        self.may_decode = threading.Event()
+        self.may_decode.set()
+        self.decode_s = 0.0
         self.metrics = metrics
         self.batcher = Batcher(
             self._run,
@@ -48,10 +54,18 @@ class Replica:
             max_queue_ms=settings.lane_queue_ms,
             metrics=metrics,
         )
-        self.pipeline = EncodePipeline(self.batcher, self.cache, self.keys, VERSION, settings, metrics)
+        self.pipeline = EncodePipeline(self.batcher, self.cache, self.keys, VERSION, settings, metrics, self._pin)
+
+    def _pin(self, image: PreparedImage) -> PreparedImage:
+        """On the thread that has decoded an image."""
+        self.decoded.append(image.image_size[0])
+        self.may_decode.wait()
+        time.sleep(self.decode_s)
+        return image
 
     def _run(self, images: Sequence[PreparedImage]) -> list[torch.Tensor]:
         self.computed += len(images)
+        self.encoded += [image.image_size[0] for image in images]
         self.started.set()
         self.go.wait()
         time.sleep(self.model_s)
@@ -59,12 +73,44 @@ class Replica:
 
     async def __aenter__(self) -> "Replica":
         self.batcher.start()
+        self.pipeline.start()
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self.batcher.close()
+        self.may_decode.set()
+        self.go.set()
         await self.pipeline.close()
+        await self.batcher.close()
         await self.cache.close()
+
+    def encode(self, *widths: int, lane: Lane = Lane.BULK, tenant: str = "acme") -> list[asyncio.Task[Encoded]]:
+        return [asyncio.create_task(self.pipeline.encode(tenant, picture(width), lane)) for width in widths]
+
+    async def waiting(self, batcher: str, count: int) -> None:
+        """Until so many images wait for a thread that decodes ("prepare") or for the model ("encoder")."""
+        labels = {"batcher": batcher}
+        await until(lambda: self.metrics.registry.get_sample_value("splitsam_queue_length", labels) == count)
+
+    async def promoted(self, count: int = 1) -> None:
+        """Until so many images are in work for a click."""
+        await until(lambda: sum(work.lane is Lane.CLICK for work in self.pipeline._works.values()) == count)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 (metrics make no events)
+            await asyncio.sleep(0.001)
+
+
+async def busy_decoding(replica: Replica, *widths: int) -> list[asyncio.Task[Encoded]]:
+    """Bulk images, the first being decoded until `may_decode`, the others behind it in order."""
+    replica.may_decode.clear()
+    tasks: list[asyncio.Task[Encoded]] = []
+    for behind, width in enumerate(widths):
+        tasks += replica.encode(width)
+        await until(lambda: replica.decoded)
+        await replica.waiting("prepare", behind)
+    return tasks
 
 
 def picture(width: int) -> bytes:
@@ -149,6 +195,155 @@ async def test_a_deadline_refuses_its_own_caller_only(redis_server: RedisProcess
             await replica.pipeline.encode("acme", picture(107), Lane.CLICK, time.monotonic() + 0.1)
         replica.go.set()
         assert (await patient).stored
+
+
+async def test_a_click_is_decoded_and_encoded_before_bulk_images_that_came_earlier(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1") as replica:
+        bulk = await busy_decoding(replica, *range(300, 308))
+        [click] = replica.encode(299, lane=Lane.CLICK)
+        await replica.waiting("prepare", 8)
+        start_s = time.monotonic()
+        await asyncio.sleep(0.05)
+        held_ms = (time.monotonic() - start_s) * 1000
+        replica.may_decode.set()
+        timings = (await click).timings
+        unfinished = sum(not task.done() for task in bulk)
+        await asyncio.gather(*bulk)
+    assert replica.decoded == replica.encoded == [300, 299, *range(301, 308)]
+    assert unfinished >= 6
+    assert timings.queue_ms >= held_ms
+    assert timings.preprocess_ms > 0
+
+
+async def test_tenants_take_turns_at_the_threads_that_decode(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1") as replica:
+        tasks = await busy_decoding(replica, 310, 311, 312, 313)
+        for width, count in ((410, 4), (411, 5)):
+            tasks += replica.encode(width, tenant="globex")
+            await replica.waiting("prepare", count)
+        replica.may_decode.set()
+        await asyncio.gather(*tasks)
+    assert replica.decoded == [310, 410, 311, 411, 312, 313]
+
+
+async def test_a_bulk_image_that_somebody_opens_is_decoded_before_other_bulk_images(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1") as replica:
+        tasks = await busy_decoding(replica, 320, 321, 322, 323)
+        tasks += replica.encode(323, lane=Lane.CLICK)
+        await replica.promoted()
+        tasks += replica.encode(323)  # the lane stays the first one
+        replica.may_decode.set()
+        assert len({encoded.header.address for encoded in await asyncio.gather(*tasks)}) == 4
+    assert replica.decoded == replica.encoded == [320, 323, 321, 322]
+
+
+async def test_a_decoded_bulk_image_that_somebody_opens_is_encoded_before_other_bulk_images(redis_server: RedisProcess):
+    async with Replica(redis_server.url) as replica:
+        replica.go.clear()
+        tasks = replica.encode(330)
+        await asyncio.to_thread(replica.started.wait)
+        for count, width in enumerate((331, 332, 333), start=1):
+            tasks += replica.encode(width)
+            await replica.waiting("encoder", count)
+        tasks += replica.encode(333, lane=Lane.CLICK)
+        await replica.promoted()
+        replica.go.set()
+        await asyncio.gather(*tasks)
+    assert replica.encoded == [330, 333, 331, 332]
+
+
+async def test_a_bulk_image_that_somebody_opens_before_it_waits_comes_into_the_lane_of_clicks(
+    redis_server: RedisProcess,
+):
+    async with Replica(redis_server.url, "--decode-threads", "1", "--claim-wait-ms", "60000") as replica:
+        (address,) = replica.keys.embedding_addresses("acme", hashlib.sha256(picture(343)).digest(), VERSION)
+        assert await replica.cache.claim(address, ttl_ms=60_000)
+        tasks = await busy_decoding(replica, 340, 341, 342)
+        tasks += replica.encode(343)
+        tasks += replica.encode(343, lane=Lane.CLICK)
+        await replica.promoted()
+        await replica.cache.release(address)
+        await replica.waiting("prepare", 3)
+        replica.may_decode.set()
+        await asyncio.gather(*tasks)
+    assert replica.decoded == [340, 343, 341, 342]
+
+
+async def test_a_promoted_image_has_the_longest_wait_of_a_click_from_then_on(redis_server: RedisProcess):
+    """In the model's queue, too, where the time before does not count against it."""
+    bounds = "--max-queue-ms", "60000", "--max-bulk-queue-ms", "100"
+    async with Replica(redis_server.url, "--decode-threads", "1", *bounds) as replica:
+        first, late, opened = await busy_decoding(replica, 350, 351, 352)
+        clicks = replica.encode(352, lane=Lane.CLICK)
+        await replica.promoted()
+        await asyncio.sleep(0.1)
+        replica.may_decode.set()
+        with pytest.raises(QueueFull, match="waited longer"):
+            await late
+        await asyncio.gather(first, opened, *clicks)
+    assert replica.decoded == replica.encoded == [350, 352]
+
+
+async def test_the_wait_for_both_queues_together_is_bounded(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1", "--max-bulk-queue-ms", "1000") as replica:
+        replica.go.clear()
+        first, second = await busy_decoding(replica, 360, 361)
+        await asyncio.sleep(0.6)
+        replica.may_decode.set()
+        await replica.waiting("encoder", 1)
+        await asyncio.sleep(0.6)
+        replica.go.set()
+        assert (await first).stored
+        with pytest.raises(QueueFull, match="waited longer"):
+            await second
+    assert replica.encoded == [360]
+
+
+async def test_an_image_that_nobody_waits_for_or_that_is_too_late_is_not_decoded(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1", "--max-bulk-queue-ms", "50") as replica:
+        busy, cancelled, late = await busy_decoding(replica, 370, 371, 372)
+        cancelled.cancel()
+        await asyncio.sleep(0.06)
+        replica.may_decode.set()
+        with pytest.raises(QueueFull) as caught:
+            await late
+        assert caught.value.retry_delay_s
+        assert (await busy).stored
+        assert cancelled.cancelled()
+    assert replica.decoded == [370]
+
+
+async def test_images_that_would_wait_too_long_to_be_decoded_are_refused(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1", "--max-queue-ms", "1000") as replica:
+        replica.decode_s = 0.25
+        for width in (598, 599):
+            await replica.pipeline.encode("acme", picture(width), Lane.CLICK)
+        jobs = replica.encode(*range(500, 520), lane=Lane.CLICK)
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert {type(refusal) for refusal in refused} == {QueueFull}
+    assert all(refusal.retry_delay_s for refusal in refused)
+    assert 1 <= len(replica.decoded) - 2 <= 6  # as many as fit into a second, not all that came
+
+
+async def test_bulk_images_on_their_way_take_neither_time_nor_places_of_clicks(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1", "--max-queue", "7") as replica:
+        replica.model_s = 0.5
+        await replica.pipeline.encode("acme", picture(379), Lane.CLICK)
+        replica.decoded.clear()
+        tasks = await busy_decoding(replica, *range(380, 387))
+        check_room = functools.partial(replica.pipeline.check_room, "acme")
+        check_room(Lane.CLICK, time.monotonic() + 3)
+        with pytest.raises(QueueFull):
+            check_room(Lane.BULK)
+        tasks[-1].cancel()
+        await asyncio.gather(tasks[-1], return_exceptions=True)
+        check_room(Lane.BULK)
+        with pytest.raises(DeadlineTooShort):
+            check_room(Lane.BULK, time.monotonic() + 3)
+        replica.model_s = 0.0
+        replica.may_decode.set()
+        await asyncio.gather(*tasks[:-1])
 
 
 @pytest.mark.parametrize(("left_s", "expected_s"), [(None, 1.0), (600.0, 1.0), (-5.0, 0.1)])

@@ -31,6 +31,7 @@ async def stored(redis_server: RedisProcess, metrics: Metrics):
     batcher = Batcher(list, name="encoder", max_weight=1, max_wait_ms=0, max_queue=1, metrics=metrics)
     keys, version = settings.key_ring(), EncodingVersion(MODEL_ID, "1", "fp32", "fp16")
     pipeline = EncodePipeline(batcher, cache, keys, version, settings, metrics)
+    pipeline.start()
     servicer = EncoderServicer(settings)
     servicer.load(pipeline, ModelInfo("vit_t", MODEL_ID, True, "fp32", "cpu", "fp16", "1", ()))
     header = RecordHeader(

@@ -12,7 +12,13 @@ from PIL import Image, ImageOps
 
 from splitsam.common import sam_modules  # noqa: F401
 from splitsam.common.errors import InvalidArgument
-from splitsam.encoder_service.image_header import DamagedImage, read_orientation, read_webp_size, strip_jpeg
+from splitsam.encoder_service.image_header import (
+    DamagedImage,
+    guess_pixels,
+    read_orientation,
+    read_webp_size,
+    strip_jpeg,
+)
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 
 LIMITS = ImageLimits()
@@ -264,6 +270,17 @@ def test_scan_limit_leaves_ordinary_progressive_files_alone():
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": exif_block(1)}])
 def test_webp_size_is_read_from_each_kind_of_header(options: dict):
     assert read_webp_size(encoded(picture(321, 123), "WEBP", **options)) == (321, 123)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True, "exif": exif_block(6)}), ("WEBP", {})],
+)
+def test_pixels_are_guessed_from_the_header_of_every_format(image_format: str, options: dict):
+    data = encoded(picture(301, 200), image_format, **options)
+    assert guess_pixels(data) == 301 * 200
+    assert [guess_pixels(data[:size]) for size in (0, 3, 16, 20)] == [0] * 4
+    assert guess_pixels(b"no image") == 0
 
 
 def test_webp_size_of_a_foreign_header_is_refused():
