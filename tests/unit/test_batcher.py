@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import itertools
+import math
 import random
 import threading
 import time
@@ -448,6 +449,37 @@ async def test_as_many_threads_as_asked_for_work_side_by_side(metrics: Metrics):
     for _ in range(2):
         await asyncio.to_thread(meeting.wait, 60)
     assert await values(waiting) == list(range(6))
+    await batcher.close()
+
+
+async def test_threads_side_by_side_each_take_their_time(metrics: Metrics, monkeypatch: pytest.MonkeyPatch):
+    clock = SimpleNamespace(now_s=1000.0)
+    clock.monotonic = lambda: clock.now_s
+    for module in (batcher_module, admission):
+        monkeypatch.setattr(module, "time", clock)
+    meeting = threading.Barrier(3)  # of two items in work and the test
+
+    def run(items: Sequence[int]) -> Sequence[int]:
+        meeting.wait(60)
+        meeting.wait(60)
+        return items
+
+    async def meet() -> None:
+        await asyncio.to_thread(meeting.wait, 60)
+
+    batcher = Batcher(run, name="test", max_weight=1, max_wait_ms=0, max_queue=9, metrics=metrics, threads=2)
+    batcher.start()
+    check = functools.partial(batcher.check_room, lane=Lane.CLICK, tenant="")
+    for _ in range(2):
+        tasks = [asyncio.create_task(batcher.submit(item, deadline_s=math.inf)) for item in range(2)]
+        await meet()
+        if clock.now_s > 1000:  # 8 s each were learned: the first of the two ends after 8 s, then the newcomer's own
+            check(deadline_s=clock.now_s + 16.1)
+            with pytest.raises(DeadlineTooShort):
+                check(deadline_s=clock.now_s + 15.9)
+        clock.now_s += 8
+        await meet()
+        await asyncio.gather(*tasks)
     await batcher.close()
 
 

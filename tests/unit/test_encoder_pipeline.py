@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from redis_process import RedisProcess
 
+from splitsam.common import admission, batcher
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.calls import Call, current_call, share_of_deadline_s
@@ -20,6 +21,7 @@ from splitsam.common.errors import DeadlineTooShort, InvalidArgument, QueueFull
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES
+from splitsam.encoder_service import pipeline
 from splitsam.encoder_service.pipeline import Encoded, EncodePipeline
 from splitsam.encoder_service.preprocess import PreparedImage
 from splitsam.encoder_service.settings import EncoderSettings
@@ -82,6 +84,7 @@ class Replica:
         await self.pipeline.close()
         await self.batcher.close()
         await self.cache.close()
+        assert not self.pipeline._works
 
     def encode(self, *widths: int, lane: Lane = Lane.BULK, tenant: str = "acme") -> list[asyncio.Task[Encoded]]:
         return [asyncio.create_task(self.pipeline.encode(tenant, picture(width), lane)) for width in widths]
@@ -269,14 +272,36 @@ async def test_a_bulk_image_that_somebody_opens_before_it_waits_comes_into_the_l
     assert replica.decoded == [340, 343, 341, 342]
 
 
-async def test_a_promoted_image_has_the_longest_wait_of_a_click_from_then_on(redis_server: RedisProcess):
-    """In the model's queue, too, where the time before does not count against it."""
-    bounds = "--max-queue-ms", "60000", "--max-bulk-queue-ms", "100"
-    async with Replica(redis_server.url, "--decode-threads", "1", *bounds) as replica:
+class Clock:
+    """Real time, and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self.perf_counter = time.perf_counter
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    for module in (admission, batcher, pipeline):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
+BOUNDS = "--max-queue-ms", "30000", "--max-bulk-queue-ms", "60000", "--encode-timeout-ms", "600000"
+
+
+async def test_a_promoted_image_has_the_longest_wait_of_a_click_from_then_on(redis_server: RedisProcess, clock: Clock):
+    """In both queues: the time before it does not count in either."""
+    async with Replica(redis_server.url, "--decode-threads", "1", *BOUNDS) as replica:
         first, late, opened = await busy_decoding(replica, 350, 351, 352)
+        clock.ahead_s += 50
         clicks = replica.encode(352, lane=Lane.CLICK)
         await replica.promoted()
-        await asyncio.sleep(0.1)
+        clock.ahead_s += 20
         replica.may_decode.set()
         with pytest.raises(QueueFull, match="waited longer"):
             await late
@@ -284,14 +309,14 @@ async def test_a_promoted_image_has_the_longest_wait_of_a_click_from_then_on(red
     assert replica.decoded == replica.encoded == [350, 352]
 
 
-async def test_the_wait_for_both_queues_together_is_bounded(redis_server: RedisProcess):
-    async with Replica(redis_server.url, "--decode-threads", "1", "--max-bulk-queue-ms", "1000") as replica:
+async def test_the_wait_in_both_queues_together_is_bounded(redis_server: RedisProcess, clock: Clock):
+    async with Replica(redis_server.url, "--decode-threads", "1", *BOUNDS) as replica:
         replica.go.clear()
         first, second = await busy_decoding(replica, 360, 361)
-        await asyncio.sleep(0.6)
+        clock.ahead_s += 40
         replica.may_decode.set()
         await replica.waiting("encoder", 1)
-        await asyncio.sleep(0.6)
+        clock.ahead_s += 40
         replica.go.set()
         assert (await first).stored
         with pytest.raises(QueueFull, match="waited longer"):
@@ -299,11 +324,13 @@ async def test_the_wait_for_both_queues_together_is_bounded(redis_server: RedisP
     assert replica.encoded == [360]
 
 
-async def test_an_image_that_nobody_waits_for_or_that_is_too_late_is_not_decoded(redis_server: RedisProcess):
-    async with Replica(redis_server.url, "--decode-threads", "1", "--max-bulk-queue-ms", "50") as replica:
+async def test_an_image_that_nobody_waits_for_or_that_is_too_late_is_not_decoded(
+    redis_server: RedisProcess, clock: Clock
+):
+    async with Replica(redis_server.url, "--decode-threads", "1", *BOUNDS) as replica:
         busy, cancelled, late = await busy_decoding(replica, 370, 371, 372)
         cancelled.cancel()
-        await asyncio.sleep(0.06)
+        clock.ahead_s += 70
         replica.may_decode.set()
         with pytest.raises(QueueFull) as caught:
             await late
@@ -324,6 +351,20 @@ async def test_images_that_would_wait_too_long_to_be_decoded_are_refused(redis_s
     assert {type(refusal) for refusal in refused} == {QueueFull}
     assert all(refusal.retry_delay_s for refusal in refused)
     assert 1 <= len(replica.decoded) - 2 <= 6  # as many as fit into a second, not all that came
+
+
+async def test_a_deadline_before_an_image_could_be_decoded_refuses_it(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-threads", "1") as replica:
+        replica.decode_s = 0.25
+        await asyncio.gather(*replica.encode(600))
+        replica.decoded.clear()
+        tasks = await busy_decoding(replica, 601)
+        check_room = functools.partial(replica.pipeline.check_room, "acme", Lane.CLICK, time.monotonic() + 60)
+        check_room()
+        with pytest.raises(DeadlineTooShort):
+            check_room(weight=1000)
+        replica.may_decode.set()
+        await asyncio.gather(*tasks)
 
 
 async def test_bulk_images_on_their_way_take_neither_time_nor_places_of_clicks(redis_server: RedisProcess):
