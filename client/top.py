@@ -73,7 +73,7 @@ class Replica:
             "",
             "",
             f"{now.total('splitsam_queue_length'):.0f}",
-            _milliseconds(quantile(added, "splitsam_queue_seconds", 0.99)),
+            _milliseconds(_longest_wait_s(added)),
             _mean(added, "splitsam_batch_fill"),
             _hits(added),
             "",
@@ -188,6 +188,13 @@ def _hits(added: Look) -> str:
 def _mean(added: Look, name: str) -> str:
     count = added.total(f"{name}_count")
     return f"{added.total(f'{name}_sum') / count:.1f}" if count else _NOTHING
+
+
+def _longest_wait_s(added: Look) -> float | None:
+    """The 99th percentile in the slowest of a service's queues."""
+    queues = added.by("splitsam_queue_seconds_count", "batcher")
+    waits = [quantile(added, "splitsam_queue_seconds", 0.99, batcher=queue) for queue in queues]
+    return max((wait for wait in waits if wait is not None), default=None)
 
 
 def _milliseconds(seconds: float | None) -> str:

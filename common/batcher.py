@@ -78,7 +78,7 @@ class Batcher(Generic[Item, Result]):
         niceness: of the thread that runs batches, as of `lower_priority`.
         at_once: batches in work, for a `run` on the event loop: the device computes on one, the next is on its way.
         threads: that run batches side by side, for a blocking `run`.
-        called: a batch's name in traces.
+        called: a batch's name in traces where it is no model's, and so not in the metrics of models.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Batcher(Generic[Item, Result]):
     ):
         self._name = name
         self._called = called or f"{name} model"
+        self._is_model = called is None
         self._max_weight = max_weight
         self._max_wait_s = max_wait_ms / 1000
         self._metrics = metrics
@@ -304,7 +305,8 @@ class Batcher(Generic[Item, Result]):
             start_s = time.monotonic()
             entries = [place.item for place in batch]
             weight = sum(place.weight for place in batch)
-            self._metrics.batch_fill.labels(self._name).observe(weight)
+            if self._is_model:
+                self._metrics.batch_fill.labels(self._name).observe(weight)
             for entry in entries:
                 entry.waiting.end()
                 self._metrics.queue_seconds.labels(self._name).observe(start_s - entry.queued_at_s)
@@ -323,7 +325,8 @@ class Batcher(Generic[Item, Result]):
                 if isinstance(result, Exception):
                     tracing.fail(span, result)
                 span.end()
-            self._metrics.model_seconds.labels(self._name).observe(end_s - start_s)
+            if self._is_model:
+                self._metrics.model_seconds.labels(self._name).observe(end_s - start_s)
 
     async def _run_isolating(self, items: Sequence[Item]) -> list[Result | Exception]:
         """Run a batch; when it fails as a whole, halve it so that only the culprit's caller sees the failure."""

@@ -78,8 +78,12 @@ class Metrics(ProcessMetrics):
         self.upload_bytes = self.gauge("splitsam_upload_bytes", "Bytes of requests being read or in work")
 
     def _add_batches(self) -> None:
-        self.queue_length = self.gauge("splitsam_queue_length", "Entries waiting for a batch", ["batcher"])
-        self.queue_seconds = self.seconds("splitsam_queue_seconds", "Wait for a place in a batch", ["batcher"])
+        self.queue_length = self.gauge(
+            "splitsam_queue_length", "Entries waiting for a batch, or to be decoded", ["batcher"]
+        )
+        self.queue_seconds = self.seconds(
+            "splitsam_queue_seconds", "Wait for a place in a batch, or to be decoded", ["batcher"]
+        )
         self.dropped = self.counter(
             "splitsam_dropped", "Entries that left a queue unserved: cancelled, expired or shed", ["batcher", "why"]
         )

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import urllib.request
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ class Watched:
 
     Args:
         fill: work units in a batch, on average; None without batches.
-        queue_ms: wait for a batch, on average; None without batches.
+        queue_ms: wait for a batch, and before for a thread that decodes, on average; None without batches.
         rss_mib: most memory resident, of the samples, of all its processes.
     """
 
@@ -93,6 +94,10 @@ def _scrape(urls: Sequence[str]) -> npt.NDArray[np.float64]:
 def _scrape_one(url: str) -> list[float]:
     with _OPENER.open(url, timeout=30) as response:
         families = text_string_to_metric_families(response.read().decode())
-    found = {sample.name: sample.value for family in families for sample in family.samples if "le" not in sample.labels}
+    found: defaultdict[str, float] = defaultdict(float)
+    for sample in (sample for family in families for sample in family.samples):
+        is_first_wait = sample.name.endswith("_count") and sample.labels.get("batcher") == "prepare"
+        if "le" not in sample.labels and not is_first_wait:  # its seconds belong to the image's wait for the model
+            found[sample.name] += sample.value
     names = ("batch_fill_count", "batch_fill_sum", "queue_seconds_count", "queue_seconds_sum")
-    return [found.get(f"splitsam_{name}", 0.0) for name in names]
+    return [found[f"splitsam_{name}"] for name in names]

@@ -356,8 +356,11 @@ def test_alerts_scalers_and_dashboard_ask_for_series_and_labels_that_exist():
 def test_alerts_name_values_that_the_code_uses():
     used = "".join(path.read_text() for path in (ROOT / "common").glob("*.py"))
     used += "".join(path.read_text() for path in ROOT.glob("*_service/*.py"))
-    names = {name for text in expressions() for name in re.findall(r'(?:tier|result|kind|batcher)="(\w+)"', text)}
-    assert names >= {"unavailable", "bad", "encoder", "decoder"}
+    values = {
+        value for text in expressions() for value in re.findall(r'(?:tier|result|kind|batcher)=~?"([\w|]+)"', text)
+    }
+    names = {name for value in values for name in value.split("|")}
+    assert names >= {"unavailable", "bad", "encoder", "decoder", "prepare"}
     for name in names:
         assert f'"{name}"' in used
 

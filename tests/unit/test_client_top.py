@@ -85,6 +85,16 @@ def test_a_replica_shows_its_state_model_queue_caches_and_memory(metrics, replic
     assert " 7 " in text
 
 
+def test_the_wait_is_that_in_the_slowest_queue(metrics, replica):
+    replica.refresh()
+    for _ in range(99):
+        metrics.queue_seconds.labels("encoder").observe(0.0001)
+    metrics.queue_seconds.labels("prepare").observe(4.0)
+    replica.refresh()
+    [line] = [line for line in shown(replica).splitlines() if "serving" in line]
+    assert any(2500 < float(word) <= 5000 for word in line.split() if word.isdecimal())  # of the bucket around 4 s
+
+
 def test_a_replica_that_is_away_is_one_line_that_says_so(replica):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -216,6 +216,10 @@ async def test_a_click_is_decoded_and_encoded_before_bulk_images_that_came_earli
     assert unfinished >= 6
     assert timings.queue_ms >= held_ms
     assert timings.preprocess_ms > 0
+    sample = replica.metrics.registry.get_sample_value
+    assert sample("splitsam_queue_seconds_count", {"batcher": "prepare"}) == 9
+    assert sample("splitsam_image_decode_seconds_count") == 9
+    assert sample("splitsam_batch_fill_count", {"batcher": "prepare"}) is None
 
 
 async def test_tenants_take_turns_at_the_threads_that_decode(redis_server: RedisProcess):
