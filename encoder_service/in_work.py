@@ -40,9 +40,14 @@ class Work:
     prepared: PreparedImage | None = None
 
 
-def hash_and_weigh(image: bytes) -> tuple[bytes, int]:
-    """The SHA-256 of an image file, and what decoding it costs: a part that each image does, and its megapixels."""
-    return hashlib.sha256(image).digest(), 1 + guess_pixels(image) // _UNIT_PIXELS
+def hash_and_weigh(image: bytes, max_pixels: int) -> tuple[bytes, int]:
+    """The SHA-256 of an image file, and what decoding it costs: a part that each image does, and its megapixels.
+
+    Args:
+        max_pixels: above them it will not be decoded.
+    """
+    pixels = guess_pixels(image)
+    return hashlib.sha256(image).digest(), 1 + (pixels // _UNIT_PIXELS if pixels <= max_pixels else 0)
 
 
 def count_in_lanes(works: Iterable[Work], lane: Lane) -> int:

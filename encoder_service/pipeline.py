@@ -124,7 +124,8 @@ class EncodePipeline:
         self.check_room(tenant, lane, until_s)
         if not image:
             raise InvalidArgument("image", "is empty; send the bytes of a JPEG, PNG or WebP file")
-        digest, weight = await asyncio.get_running_loop().run_in_executor(self._hashing, hash_and_weigh, image)
+        loop = asyncio.get_running_loop()
+        digest, weight = await loop.run_in_executor(self._hashing, hash_and_weigh, image, self._limits.max_pixels)
         addresses = self._keys.embedding_addresses(tenant, digest, self._version, crop)
         address = addresses[0]
         if address in self._flights:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import hashlib
 import io
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -367,7 +368,12 @@ async def test_a_deadline_before_an_image_could_be_decoded_refuses_it(redis_serv
         check_room()
         with pytest.raises(DeadlineTooShort):
             check_room(weight=1000)
+        large = picture(602)[:16] + struct.pack(">II", 60_000, 60_000) + picture(602)[24:]
+        refused = asyncio.create_task(replica.pipeline.encode("acme", large, Lane.CLICK, time.monotonic() + 60))
+        await replica.waiting("prepare", 1)  # it will not be decoded, and so does not take long
         replica.may_decode.set()
+        with pytest.raises(InvalidArgument):
+            await refused
         await asyncio.gather(*tasks)
 
 
