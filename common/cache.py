@@ -19,7 +19,7 @@ import redis
 import torch
 from opentelemetry.trace import SpanKind
 from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, RedisClusterException
+from redis.exceptions import MasterDownError, NoPermissionError, RedisClusterException
 
 from splitsam.common import tracing
 from splitsam.common.calls import share_of_deadline_s
@@ -155,7 +155,8 @@ class RecordCache:
 
         def fetch(address: Address) -> RecordHeader | None:
             name = address.redis_name(KIND_NAMES[kind])
-            pipeline = self._redis.pipeline(transaction=False)
+            client = self._redis  # held: one that nobody holds closes its connections, those in use as well
+            pipeline = client.pipeline(transaction=False)
             pipeline.getrange(name, 0, HEADER_BYTES - 1)
             pipeline.strlen(name)
             pipeline.expire(name, ttl_s)
@@ -173,11 +174,12 @@ class RecordCache:
             records: headers and values; these of header.shape, any float dtype, on the CPU.
 
         Raises:
-            CacheUnavailable: Redis does not answer, or refuses (out of memory, read-only); some may be stored.
+            CacheUnavailable: Redis does not answer, or refuses (out of memory); some may be stored.
         """
 
         def store() -> None:
-            pipeline = self._redis.pipeline(transaction=False)
+            client = self._redis  # held: one that nobody holds closes its connections, those in use as well
+            pipeline = client.pipeline(transaction=False)
             for header, values in records:
                 name = header.address.redis_name(KIND_NAMES[header.kind])
                 pipeline.set(name, pack_record(header, values), ex=ttl_s)
@@ -241,6 +243,13 @@ class RecordCache:
                 reply = await asyncio.wait_for(future, max(0.01, min(wait_s, self._timeout_s)))
                 if operation == "get":
                     span.set_attribute("splitsam.found", reply is not None)
+        except (redis.ReadOnlyError, MasterDownError) as error:
+            # It was the master once. Whoever is it now has its name, and new connections lead there.
+            self._client = None
+            self._refused_until_s = time.monotonic() + _BREAKER_OPEN_S
+            log.warning("redis is no master any more", extra={"operation": operation, "error": str(error)})
+            message = "the embedding cache changes its master"
+            raise CacheUnavailable(message, retry_delay_s=_BREAKER_OPEN_S) from error
         except redis.ResponseError as error:
             # Redis answers and refuses this command (maxmemory without eviction, ACL): no reason to stop asking.
             log.warning("redis refused a command", extra={"operation": operation, "error": str(error)})

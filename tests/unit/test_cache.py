@@ -11,6 +11,7 @@ import pytest
 import torch
 from redis_process import RedisProcess, wait_until
 
+from bench.relay import Relay
 from splitsam.common import cache as cache_module
 from splitsam.common.cache import RecordCache
 from splitsam.common.errors import CacheUnavailable
@@ -268,6 +269,36 @@ async def test_a_restart_between_two_calls_is_not_noticed(
     server.kill()
     server.start()
     assert await get(cache, header) is None
+
+
+@pytest.mark.parametrize("operation", ["put", "get", "peek", "claim"])
+async def test_a_name_that_leads_to_another_master_is_followed_there(
+    connect: Callable[..., RecordCache], start_redis: Callable[..., RedisProcess], clock: Clock, operation: str
+):
+    """As managed Redis fails over: the old master stays, as a replica, and so do connections to it."""
+    old, new = start_redis("--replica-serve-stale-data", "no"), start_redis()
+    header = new_header()
+    with Relay(f"127.0.0.1:{old.port}") as relay, old.client() as demoted, new.client() as master:
+        cache = connect(SimpleNamespace(url=f"redis://{relay.address}/0"))
+        await put(cache, header)
+        demoted.replicaof("127.0.0.1", new.port)
+        relay.target = f"127.0.0.1:{new.port}"
+        calls = {
+            "put": lambda: put(cache, header),
+            "get": lambda: get(cache, header),
+            "peek": lambda: peek(cache, header),
+            "claim": lambda: cache.claim(header.address, ttl_ms=60_000),
+        }
+        answers = await asyncio.gather(*(calls[operation]() for _ in range(8)), return_exceptions=True)
+        errors = {type(answer) for answer in answers if isinstance(answer, BaseException)}
+        assert errors == {CacheUnavailable}  # a connection that had to be made led to the new master
+        with pytest.raises(CacheUnavailable):  # the breaker asks nobody
+            await cache.ping()
+        clock.now_s += 1.0
+        await calls[operation]()
+        await put(cache, header)
+        assert await get(cache, header) is not None
+        assert master.exists(name(header))
 
 
 async def test_a_cancelled_caller_never_leaves_its_reply_to_the_next(
