@@ -13,6 +13,9 @@ from dataclasses import dataclass
 KEY_BYTES = 32
 TAG_BYTES = 16
 _MAC_BYTES = 16
+# Of the records' layout. A release that raises it also reads the records of the one before, and its decoders are
+# rolled out ahead of its encoders: a decoder that cannot read what is stored makes its callers encode again in vain.
+SCHEMA_VERSION = 1
 Crop = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the upright image, the last two exclusive
 
 
@@ -24,7 +27,9 @@ class Address:
     key: bytes
 
     def redis_name(self, kind: str) -> str:
-        return f"splitsam:{kind}:{self.tenant_tag.hex()}:{self.key.hex()}"
+        """Another one for each schema, so that replicas of two releases leave each other's records and claims alone."""
+        name = f"splitsam:{kind}:{self.tenant_tag.hex()}:{self.key.hex()}"
+        return name if SCHEMA_VERSION == 1 else f"{name}:{SCHEMA_VERSION}"
 
 
 @dataclass(frozen=True)

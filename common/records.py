@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
-from splitsam.common.keys import KEY_BYTES, Address
+from splitsam.common.keys import KEY_BYTES, SCHEMA_VERSION, Address
 
 _HEADER = struct.Struct("<4sHBB16s32s32s3I2I2III")
 HEADER_BYTES = _HEADER.size + 4
-SCHEMA_VERSION = 1
 _LAST_ORIENTATION = 8  # of EXIF
 _CODECS: dict[int, torch.dtype] = {1: torch.float16, 2: torch.bfloat16}
 CODECS = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -13,6 +13,8 @@ from redis_process import RedisProcess, wait_until
 
 from bench.relay import Relay
 from splitsam.common import cache as cache_module
+from splitsam.common import keys as keys_module
+from splitsam.common import records as records_module
 from splitsam.common.cache import RecordCache
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
@@ -186,6 +188,27 @@ async def test_a_record_copied_to_another_tenants_address_is_not_read(
         redis.copy(name(own), name(foreign))
     assert await read(cache, foreign) is None
     assert await read(cache, own) is not None
+
+
+async def test_replicas_of_two_schemas_leave_each_others_records_and_claims_alone(
+    cache: RecordCache, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+):
+    header = new_header()
+
+    def be_of_schema(version: int) -> None:
+        for module in (keys_module, records_module):
+            monkeypatch.setattr(module, "SCHEMA_VERSION", version)
+
+    for version in (1, 2):
+        be_of_schema(version)
+        for read in (get, peek):
+            assert await read(cache, header) is None
+        assert await cache.claim(header.address, ttl_ms=60_000)
+        await put(cache, header, torch.full(SHAPES[LOGITS], float(version)))
+    for version in (1, 2):
+        be_of_schema(version)
+        assert (await get(cache, header))[1].unique().tolist() == [version]
+    assert lookups(metrics, "bad") == 0
 
 
 async def test_a_claim_is_held_by_one_replica_until_released(

@@ -52,6 +52,11 @@ def test_a_known_key_leads_another_tenant_elsewhere():
     assert foreign.redis_name("embedding") != own.redis_name("embedding")
 
 
+def test_redis_names_stay_what_they_are_over_releases():
+    address = Address(bytes(TAG_BYTES), DIGEST)
+    assert address.redis_name("embedding") == f"splitsam:embedding:{'00' * TAG_BYTES}:{DIGEST.hex()}"
+
+
 def test_redis_names_differ_by_kind():
     assert key_of().redis_name("embedding") != key_of().redis_name("logits")
 
