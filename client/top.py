@@ -176,12 +176,16 @@ def _memory(now: Look) -> str:
 
 
 def _hits(added: Look) -> str:
-    """The share of embeddings that were found, in memory and in Redis."""
+    """The share of embeddings that were found, in memory and in Redis, and of look-ups before encoding."""
     shares = []
-    for tier in ("memory", "redis"):
-        results = added.by("splitsam_cache_lookups_total", "result", kind="embedding", tier=tier)
+    for name, kind, tier in (
+        ("memory", "embedding", "memory"),
+        ("redis", "embedding", "redis"),
+        ("encoded before", "header", "redis"),
+    ):
+        results = added.by("splitsam_cache_lookups_total", "result", kind=kind, tier=tier)
         if looked := sum(results.values()):
-            shares.append(f"{tier} {results.get('hit', 0.0) / looked:.0%}")
+            shares.append(f"{name} {results.get('hit', 0.0) / looked:.0%}")
     return ", ".join(shares) or _NOTHING
 
 

@@ -41,6 +41,8 @@ from splitsam.common.redis_client import Client, open_redis
 log = logging.getLogger("splitsam.cache")
 
 KIND_NAMES = {EMBEDDING: "embedding", LOGITS: "logits"}
+# Peeks are counted apart: they come before encoding, and what was never there says nothing of the room in Redis.
+_HEADER_NAME = "header"
 _BREAKER_OPEN_S = 1.0
 Reply = TypeVar("Reply")
 
@@ -146,7 +148,7 @@ class RecordCache:
                 return None
             return self._verified(name, lambda: unpack_record(data, kind, address))
 
-        return await self._first(kind, fetch, addresses, wait_s)
+        return await self._first(KIND_NAMES[kind], fetch, addresses, wait_s)
 
     async def peek(
         self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float | None = None
@@ -165,7 +167,7 @@ class RecordCache:
                 return None
             return self._verified(name, lambda: unpack_header(data, kind, address, size_bytes))
 
-        return await self._first(kind, fetch, addresses, wait_s)
+        return await self._first(_HEADER_NAME, fetch, addresses, wait_s)
 
     async def put(self, *records: tuple[RecordHeader, torch.Tensor], ttl_s: int, wait_s: float | None = None) -> None:
         """Store records under their headers' addresses, several in one round trip.
@@ -204,19 +206,19 @@ class RecordCache:
         await self._call("release", lambda: self._redis.delete(address.redis_name("claim")), None)
 
     async def _first(
-        self, kind: bytes, fetch: Callable[[Address], Reply | None], addresses: Sequence[Address], wait_s: float | None
+        self, counted: str, fetch: Callable[[Address], Reply | None], addresses: Sequence[Address], wait_s: float | None
     ) -> Reply | None:
         lookups = self._metrics.cache_lookups
         try:
             for address in addresses:
                 found = await self._call("get", lambda address=address: fetch(address), wait_s)  # type: ignore[misc]
                 if found is not None:
-                    lookups.labels(KIND_NAMES[kind], "redis", "hit").inc()
+                    lookups.labels(counted, "redis", "hit").inc()
                     return found
         except CacheUnavailable:
-            lookups.labels(KIND_NAMES[kind], "redis", "unavailable").inc()
+            lookups.labels(counted, "redis", "unavailable").inc()
             raise
-        lookups.labels(KIND_NAMES[kind], "redis", "miss").inc()
+        lookups.labels(counted, "redis", "miss").inc()
         return None
 
     def _verified(self, name: str, unpack: Callable[[], Reply]) -> Reply | None:

@@ -99,7 +99,7 @@ class Metrics(ProcessMetrics):
     def _add_records(self) -> None:
         self.cache_lookups = self.counter(
             "splitsam_cache_lookups",
-            "Lookups by record kind, tier (memory, redis) and result (hit, miss, bad, unavailable)",
+            "Lookups by kind (embedding, logits, header), tier (memory, redis), result (hit, miss, bad, unavailable)",
             ["kind", "tier", "result"],
         )
         self.cache_unstored = self.counter(

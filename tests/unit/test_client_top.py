@@ -76,10 +76,13 @@ def test_a_replica_shows_its_state_model_queue_caches_and_memory(metrics, replic
     for result in ("hit", "hit", "hit", "miss"):
         metrics.cache_lookups.labels("embedding", "memory", result).inc()
     metrics.cache_lookups.labels("embedding", "redis", "hit").inc()
+    for result in ("hit", "miss"):
+        metrics.cache_lookups.labels("header", "redis", result).inc()
     metrics.enter("draining")
     replica.refresh()
     text = shown(replica)
-    for part in ("draining", "vit_b bf16 on cuda", "16.0", "memory 75%, redis 100%", "records 5 MiB", "process"):
+    found = "memory 75%, redis 100%, encoded before 50%"
+    for part in ("draining", "vit_b bf16 on cuda", "16.0", found, "records 5 MiB", "process"):
         assert part in text
     assert "serving" not in text
     assert " 7 " in text

@@ -18,7 +18,7 @@ from splitsam.common import admission, batcher
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.calls import Call, current_call, share_of_deadline_s
-from splitsam.common.errors import DeadlineTooShort, InvalidArgument, QueueFull
+from splitsam.common.errors import DeadlineTooShort, EmbeddingExpired, InvalidArgument, QueueFull
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES
@@ -402,3 +402,21 @@ async def test_a_step_waits_for_a_share_of_the_deadline(left_s: float | None, ex
     deadline_s = None if left_s is None else time.monotonic() + left_s
     current_call.set(Call(tenant="acme", request_id="id", method="EncodeImage", deadline_s=deadline_s))
     assert share_of_deadline_s(1.0) == expected_s
+
+
+async def test_new_images_are_not_counted_as_embeddings_that_are_gone(redis_server: RedisProcess):
+    """Else the alert about the room in Redis would go off wherever images are encoded."""
+    async with Replica(redis_server.url) as replica:
+
+        def counted(kind: str, result: str) -> float:
+            labels = {"kind": kind, "tier": "redis", "result": result}
+            return replica.metrics.registry.get_sample_value("splitsam_cache_lookups_total", labels) or 0.0
+
+        assert await replica.pipeline.look_up("acme", hashlib.sha256(picture(108)).digest()) is None
+        encoded = await replica.pipeline.encode("acme", picture(108), Lane.CLICK)
+        await replica.pipeline.fetch("acme", encoded.header.address.key)
+        assert (counted("embedding", "hit"), counted("embedding", "miss")) == (1, 0)
+        assert counted("header", "miss") > 0
+        with pytest.raises(EmbeddingExpired):
+            await replica.pipeline.fetch("acme", bytes(32))
+        assert counted("embedding", "miss") == 1
