@@ -50,6 +50,10 @@ class RedisGroup:
         self._spawn(port, "--sentinel" if (self._folder / f"{port}.conf").read_text().count("sentinel ") else "")
         _wait(lambda: self._answers(port), f"Redis on port {port} answers")
 
+    def client(self, port: int, *, username: str | None = None, password: str | None = _PASSWORD) -> redis.Redis:
+        """Of one process, as whoever may do anything there; the Sentinels want no password."""
+        return redis.Redis(host=LOOPBACK, port=port, username=username, password=password, socket_timeout=2.0)
+
     def _build(self) -> None:
         raise NotImplementedError
 
@@ -66,12 +70,9 @@ class RedisGroup:
         command = [find_redis_server(), str(self._folder / f"{port}.conf"), *([mode] if mode else [])]
         self._children[port] = Child(f"redis-{port}", command, self._folder / f"{port}.log")
 
-    def _client(self, port: int) -> redis.Redis:
-        return redis.Redis(host=LOOPBACK, port=port, password=_PASSWORD, socket_timeout=2.0)
-
     def _answers(self, port: int) -> bool:
         try:
-            with self._client(port) as client:
+            with self.client(port) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
@@ -81,7 +82,7 @@ class Sentinels(RedisGroup):
     """A master, a replica of it, and three Sentinels of which two decide."""
 
     def _build(self) -> None:
-        self.first, self.second, *self._sentinels = free_ports(5)
+        self.first, self.second, *self.sentinels = free_ports(5)
         self._start(self.first, _SERVER)
         self._start(self.second, (*_SERVER, f"replicaof {LOOPBACK} {self.first}"))
         for port in (self.first, self.second):
@@ -94,27 +95,27 @@ class Sentinels(RedisGroup):
             f"sentinel down-after-milliseconds {MASTER} {_DOWN_AFTER_MS}",
             f"sentinel failover-timeout {MASTER} 3000",
         )
-        for port in self._sentinels:
+        for port in self.sentinels:
             self._start(port, lines, "--sentinel")
         _wait(self._know_each_other, "the Sentinels know each other and the replica")
 
     @property
     def url(self) -> str:
-        hosts = ",".join(f"{LOOPBACK}:{port}" for port in self._sentinels)
+        hosts = ",".join(f"{LOOPBACK}:{port}" for port in self.sentinels)
         return f"redis+sentinel://:{_PASSWORD}@{hosts}/{MASTER}"
 
     def master(self) -> int:
         """The port that the first Sentinel names."""
-        with redis.Redis(host=LOOPBACK, port=self._sentinels[0], socket_timeout=2.0) as sentinel:
+        with redis.Redis(host=LOOPBACK, port=self.sentinels[0], socket_timeout=2.0) as sentinel:
             return int(sentinel.sentinel_get_master_addr_by_name(MASTER)[1])
 
     def _is_replicating(self) -> bool:
-        with self._client(self.second) as client:
+        with self.client(self.second) as client:
             return client.info("replication").get("master_link_status") == "up"
 
     def _know_each_other(self) -> bool:
         try:
-            for port in self._sentinels:
+            for port in self.sentinels:
                 with redis.Redis(host=LOOPBACK, port=port, socket_timeout=2.0) as sentinel:
                     state = sentinel.sentinel_master(MASTER)
                     if int(state["num-other-sentinels"]) < 2 or int(state["num-slaves"]) < 1:
@@ -137,10 +138,10 @@ class Cluster(RedisGroup):
             _wait(lambda port=port: self._answers(port), f"Redis on port {port} answers")
         bounds = [round(_SLOTS * share / 3) for share in range(4)]
         for number, port in enumerate(self.ports):
-            with self._client(port) as client:
+            with self.client(port) as client:
                 client.execute_command("CLUSTER ADDSLOTS", *range(bounds[number], bounds[number + 1]))
                 client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-        with self._client(self.ports[0]) as client:
+        with self.client(self.ports[0]) as client:
             for port in self.ports[1:]:
                 client.execute_command("CLUSTER MEET", LOOPBACK, port)
         _wait(self._is_whole, "every node knows the owner of every slot")
@@ -152,7 +153,7 @@ class Cluster(RedisGroup):
 
     def _is_whole(self) -> bool:
         for port in self.ports:
-            with self._client(port) as client:
+            with self.client(port) as client:
                 info = client.cluster("info")
                 if info["cluster_state"] != "ok" or int(info["cluster_slots_ok"]) != _SLOTS:
                     return False
