@@ -144,7 +144,9 @@ class ServiceSettings(ProcessSettings):
     cache_dir: Path = Field(DEFAULT_CACHE_DIR, description="Folder for downloaded weights and calibration reports")
     device: str = Field("auto", pattern=_DEVICE, description="auto, cpu, cuda or cuda:N")
     secret_file: Path | None = Field(None, description="File with the secret behind embedding keys")
-    previous_secret_file: Path | None = Field(None, description="File with the secret being rotated out")
+    previous_secret_file: Path | None = Field(
+        None, description="File with another, the next or the last: records are found by it"
+    )
     tenant_requests_per_s: float = Field(0, ge=0, le=10**6, description="Requests of one tenant a second; 0: no limit")
     tenant_requests_in_flight: int = Field(0, ge=0, description="Requests of one tenant at once; 0: no limit")
     quotas_file: Path | None = Field(

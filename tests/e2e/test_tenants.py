@@ -1,5 +1,16 @@
 import pytest
-from e2e_support import Caller, ask, point, prompt, redis_of, refusal, running_service, write_embedding
+from e2e_support import (
+    Caller,
+    ask,
+    draw,
+    image_file,
+    point,
+    prompt,
+    redis_of,
+    refusal,
+    running_service,
+    write_embedding,
+)
 from grpc import StatusCode
 
 from splitsam.client import Client, SplitsamError
@@ -94,6 +105,23 @@ def test_keys_and_tokens_outlive_a_change_of_the_secret(alpha, stack, service_ar
         caller.close()
     refused = refusal(lambda: alpha.click(key, prompt(refinement_token=renewed)))
     assert refused.reason == "REFINEMENT_EXPIRED"  # this decoder does not know the new secret
+
+
+def test_clicks_succeed_while_a_change_of_the_secret_is_rolled_out(stack, service_args, encoder_args, tmp_path, alpha):
+    """What an encoder stores under the new secret, a decoder finds that still stores under the old one."""
+    old, new = stack.folder / "secret", tmp_path / "secret"
+    new.write_text("the secret of tomorrow")
+    ahead = (*encoder_args, "--previous-secret-file", str(old))
+    behind = (*service_args, "--previous-secret-file", str(new))
+    with (
+        running_service(stack, "encoder", *ahead, secret_file=new) as encoder,
+        running_service(stack, "decoder", *behind) as decoder,
+        Client(encoder.address, decoder.address, token=alpha.token) as client,
+    ):
+        image = client.encode(image_file(draw(74)))
+        assert client.predict(image, points=[(10, 10)])
+    refused = refusal(lambda: alpha.click(image.key, CLICK))
+    assert refused.reason == "EMBEDDING_EXPIRED"  # this decoder has not heard of the new secret
 
 
 def test_client_library_reports_missing_token(stack, photo):
