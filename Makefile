@@ -27,7 +27,7 @@ up: setup ## Redis and both services, left running until Ctrl-C
 test: setup ## Unit and end-to-end tests, on the CPU
 	$(BIN)/pytest -m "not long and not tools and not page"
 
-test-long: setup ## Tests that take minutes: whole-model parity
+test-long: setup ## Tests that take minutes: whole models, the wheel alone, a switch of models under load
 	$(BIN)/pytest -m long
 
 test-tools: setup $(TOOLS:%=.tools/%/.installed) ## The gateway against Label Studio, inference-sdk and osam, in environments of their own

@@ -72,7 +72,7 @@ class Metrics(ProcessMetrics):
         self.request_seconds = self.seconds("splitsam_request_seconds", "RPC time in the server", ["method"])
         self.refusals = self.counter(
             "splitsam_refusals",
-            "RPCs refused for want of room, time or quota, by method and reason",
+            "RPCs answered RESOURCE_EXHAUSTED: for want of room, time, quota or device memory, by method and reason",
             ["method", "reason"],
         )
         self.upload_bytes = self.gauge("splitsam_upload_bytes", "Bytes of requests being read or in work")
