@@ -5,6 +5,7 @@ from typing import Any
 import grpc.aio
 
 from splitsam.client.connection import channel_options
+from splitsam.client.names import Address
 
 
 def make_different(image: bytes, caller: int, number: int) -> bytes:
@@ -20,7 +21,7 @@ def make_different(image: bytes, caller: int, number: int) -> bytes:
 def open_channel(address: str) -> grpc.aio.Channel:
     """A connection that is shared with no other channel of this process."""
     return grpc.aio.insecure_channel(
-        address, options=[*channel_options(address), ("grpc.use_local_subchannel_pool", 1)]
+        address, options=[*channel_options(Address(address)), ("grpc.use_local_subchannel_pool", 1)]
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ from splitsam.client.answers import read_source
 from splitsam.client.channels import Line
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc, stream_ended
+from splitsam.client.names import JUST_NOW_S, Address, Names
 from splitsam.client.results import ImageSource
 from splitsam.client.spans import call_span, operation_span
 from splitsam.client.steps import (
@@ -24,6 +25,7 @@ from splitsam.client.steps import (
     OpenBulk,
     Operation,
     ReceiveBulk,
+    Resolve,
     SendBulk,
     Step,
     T,
@@ -44,7 +46,8 @@ class AioTransport:
 
     def __init__(self, where: Connection) -> None:
         self.where = where
-        self._lines: dict[str, Line] = {}
+        self._names = Names((*where.encoders, *where.decoders))
+        self._lines: dict[Address, Line] = {}
         self._left: set[asyncio.Task[None]] = set()
         self._told: set[Any] = set()
 
@@ -57,25 +60,38 @@ class AioTransport:
 
     def end(self, line: Line, error: SplitsamError | None) -> None:
         """A call has ended, with this error if it failed; see `Channels.end`."""
-        if line.is_useless_after(error) and self._lines[line.address] is line:
+        if line.is_useless_after(error) and self._lines.get(line.address) is line:
             self._replace(line)
 
-    def line(self, address: str) -> Line:
+    async def resolved(self, given: Sequence[str], timeout_s: float) -> tuple[Address, ...]:
+        """See `Resolve`."""
+        self._names.refresh()
+        if not self._names.first.done():
+            await asyncio.wait([asyncio.wrap_future(self._names.first)], timeout=self._names.patience_s(timeout_s))
+        for address in self._lines.keys() - self._names.current:
+            self._close_after_calls(self._lines.pop(address))
+        return self._names.addresses(given)
+
+    def line(self, address: Address) -> Line:
         if address not in self._lines:
             self._lines[address] = Line(address, self.where.open_channel(address, grpc.aio))
         return self._lines[address]
 
-    def stub(self, service: str, address: str) -> Any:
+    def stub(self, service: str, address: Address) -> Any:
         return STUBS[service](self.line(address).channel)
 
-    def _leave(self, addresses: Iterable[str]) -> None:
-        for line in [self.line(address) for address in addresses]:
+    def _leave(self) -> None:
+        self._names.refresh(JUST_NOW_S)
+        for line in list(self._lines.values()):
             if not line.is_new:
                 self._replace(line)
 
     def _replace(self, line: Line) -> None:
         channel = self.where.open_channel(line.address, grpc.aio, has_own_connection=True)
         self._lines[line.address] = Line(line.address, channel)
+        self._close_after_calls(line)
+
+    def _close_after_calls(self, line: Line) -> None:
         closing = asyncio.get_running_loop().create_task(line.channel.close(_LEFT_S))
         self._left.add(closing)
         closing.add_done_callback(self._left.discard)
@@ -118,14 +134,16 @@ class AioTransport:
 
     async def _perform(self, step: Step) -> Any:
         match step:
+            case Resolve(given, timeout_s):
+                return await self.resolved(given, timeout_s)
             case Unary() | Collect():
                 return await self._call(step)
             case Tell():
                 return self._tell(step)
             case Wait(delay_s):
                 return await asyncio.sleep(delay_s)
-            case Leave(addresses):
-                return self._leave(addresses)
+            case Leave():
+                return self._leave()
             case Load(source):
                 return await asyncio.to_thread(_load, source)
             case _:
@@ -175,7 +193,7 @@ class _Stream:
         self._line: Any = None
         self._call: Any = None
 
-    def open(self, address: str, timeout_s: float) -> None:
+    def open(self, address: Address, timeout_s: float) -> None:
         stub = STUBS["encoder"](self._begin(address))
         self._call = stub.EncodeImages(timeout=timeout_s, metadata=self._transport.where.metadata)
 
@@ -183,7 +201,7 @@ class _Stream:
         method = getattr(STUBS[step.service](self._begin(step.address)), step.method)
         self._call = method(step.request, timeout=step.timeout_s, metadata=self._transport.where.metadata)
 
-    def _begin(self, address: str) -> Any:
+    def _begin(self, address: Address) -> Any:
         self.abandon()
         self._line = self._transport.line(address)
         return self._line.channel
@@ -219,7 +237,7 @@ class _Stream:
             self._call.cancel()
 
 
-async def error_of_call(call: Any, address: str) -> SplitsamError:
+async def error_of_call(call: Any, address: Address) -> SplitsamError:
     """Why a call on which nothing can be written any more has ended.
 
     When the end meets a write, grpc.aio (1.85) puts an INTERNAL of its own in the place of the server's status, which

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitsam.client.errors import error_from_item
+from splitsam.client.names import Address
 from splitsam.client.results import (
     Embedding,
     EncodedImage,
@@ -108,7 +109,7 @@ def embedding(messages: Sequence[encoder_pb2.DownloadEmbeddingResponse]) -> Embe
 
 def service_info(
     service: str,
-    address: str,
+    address: Address,
     response: encoder_pb2.EncoderServiceGetModelInfoResponse | decoder_pb2.DecoderServiceGetModelInfoResponse,
 ) -> ServiceInfo:
     """The model and limits of one service."""
@@ -116,7 +117,7 @@ def service_info(
     limits = response.limits
     return ServiceInfo(
         service=service,
-        address=address,
+        address=address.place,
         model=model.name,
         model_id=model.model_id,
         demonstration=model.demonstration,

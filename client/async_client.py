@@ -6,6 +6,7 @@ from typing import Any, Self, Unpack
 
 from splitsam.client.aio_transport import AioTransport
 from splitsam.client.connection import DEFAULT_DECODER, DEFAULT_ENCODER, TLS, connection
+from splitsam.client.names import Address
 from splitsam.client.operations import EVERYTHING_TIMEOUT_S, Operations
 from splitsam.client.pointer import Pointer
 from splitsam.client.prompts import GridOptions, Image, MaskInput, OutputOptions, Prompt, Prompts
@@ -108,9 +109,14 @@ class AsyncClient:
         """As `Client.download_embedding`."""
         return await self._transport.run(self._operations.download(image, timeout_s))
 
-    async def info(self, *, timeout_s: float | None = None) -> DeploymentInfo:
-        """As `Client.info`."""
-        return await self._transport.run(self._operations.info(timeout_s))
+    async def info(self, *, timeout_s: float | None = None, decoder: Address | None = None) -> DeploymentInfo:
+        """As `Client.info`; or of an encoder and one of `decoders`."""
+        return await self._transport.run(self._operations.info(timeout_s, decoder))
+
+    async def decoders(self, *, timeout_s: float | None = None) -> tuple[Address, ...]:
+        """Where the decoders are at the moment, each of those behind a name."""
+        time_s = self._operations.predict_timeout_s if timeout_s is None else timeout_s
+        return await self._transport.resolved(self._transport.where.decoders, time_s)
 
     def pointer(self, image: Image, *, session_timeout_s: float = 3600.0, **output: Unpack[OutputOptions]) -> Pointer:
         """One user's pointer over an image; use it with `async with`.
@@ -120,5 +126,4 @@ class AsyncClient:
             session_timeout_s: deadline of the whole stream.
             output: see `OutputOptions`.
         """
-        address = self._operations.decoders_of(image)[0]
-        return Pointer(self._transport, address, image, output, session_timeout_s)
+        return Pointer(self._transport, image, output, session_timeout_s)

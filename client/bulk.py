@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from splitsam.client import answers
 from splitsam.client.errors import SplitsamError, error_from_item, stream_broken, stream_ended, too_large
+from splitsam.client.names import Address
 from splitsam.client.results import BulkResult, EncodedImage, ImageSource
 from splitsam.client.retry import PATIENT, RetryPolicy
 from splitsam.client.steps import CloseBulk, Emit, Load, OpenBulk, Operation, ReceiveBulk, SendBulk, Wait
@@ -45,7 +46,7 @@ class BulkEncode:
     idle_timeout_s: float
     stream_timeout_s: float
     look_up: Callable[[bytes], Operation[encoder_pb2.EmbeddingInfo | None]]
-    probe: Callable[[], Operation[tuple[str, encoder_pb2.EncoderServiceGetModelInfoResponse]]]
+    probe: Callable[[], Operation[tuple[Address, encoder_pb2.EncoderServiceGetModelInfoResponse]]]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     replicas: int = 1
 

@@ -2,13 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError
+from splitsam.client.names import Address
 
-# Of a name that stands for several servers, another one is asked second: refused again, there is but one.
+# Where connections are balanced, another server is asked second: refused again, there is but one.
 _REFUSALS = 2
 # Those who find out together that their connection leads nowhere leave it once.
 _JUST_NOW_S = 1.0
@@ -17,7 +18,7 @@ _JUST_NOW_S = 1.0
 class Line:
     """A channel to an address, how many calls are on it, and how many in a row were refused by a server that goes."""
 
-    def __init__(self, address: str, channel: Any) -> None:
+    def __init__(self, address: Address, channel: Any) -> None:
         self.address = address
         self.channel = channel
         self.calls = 0
@@ -36,12 +37,15 @@ class Line:
 
 
 class Channels:
-    """For calls on any thread: `begin` one, make it on the line's channel, and `end` it in any case."""
+    """For calls on any thread: `begin` one, make it on the line's channel, and `end` it in any case.
 
-    def __init__(self, where: Connection) -> None:
+    Args:
+        addresses: whose channels are opened at once, so that a missing certificate shows; others are when first called.
+    """
+
+    def __init__(self, where: Connection, addresses: Set[Address]) -> None:
         self._where = where
         self._lock = threading.Lock()
-        addresses = {*where.encoders, *where.decoders}
         self._lines = {address: Line(address, where.open_channel(address)) for address in addresses}
         self._left: set[Line] = set()  # with calls on them
 
@@ -50,9 +54,11 @@ class Channels:
             lines = [*self._lines.values(), *self._left]
         _close(lines)
 
-    def begin(self, address: str) -> Line:
+    def begin(self, address: Address) -> Line:
         with self._lock:
-            line = self._lines[address]
+            line = self._lines.get(address)
+            if line is None:
+                line = self._lines[address] = Line(address, self._where.open_channel(address))
             line.calls += 1
             return line
 
@@ -64,17 +70,24 @@ class Channels:
         """
         with self._lock:
             line.calls -= 1
-            if line.is_useless_after(error) and self._lines[line.address] is line:
+            if line.is_useless_after(error) and self._lines.get(line.address) is line:
                 self._replace(line)
             over = self._take_over()
         _close(over)
 
-    def leave(self, addresses: Iterable[str]) -> None:
-        """As when their servers go; a connection that was opened just now is kept."""
+    def leave(self) -> None:
+        """All of them, as when their servers go; a connection that was opened just now is kept."""
         with self._lock:
-            for line in [self._lines[address] for address in addresses]:
+            for line in list(self._lines.values()):
                 if not line.is_new:
                     self._replace(line)
+            over = self._take_over()
+        _close(over)
+
+    def keep(self, addresses: Set[Address]) -> None:
+        """Close those to other addresses as soon as no call is on them."""
+        with self._lock:
+            self._left.update(self._lines.pop(address) for address in self._lines.keys() - addresses)
             over = self._take_over()
         _close(over)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from splitsam.client.names import Address
 from splitsam.common import tracing
 from splitsam.common.calls import current_call
 
@@ -20,7 +21,7 @@ _RECONNECT = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 2_000),
 )
-# For a name that stands for several replicas, such as a headless Service: calls go to those that can be reached.
+# For targets whose several addresses gRPC finds out by itself: calls go to those that can be reached.
 _ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 _REQUEST_ID = "x-request-id"
 _LOOPBACK = ("127.", "localhost", "[::1]", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
@@ -50,7 +51,7 @@ class TLS:
 
 @dataclass(frozen=True)
 class Connection:
-    """Addresses of one deployment, and who calls it.
+    """Addresses of one deployment, as given, and who calls it.
 
     Args:
         caller: metadata of every call: the credentials, and what else is said of the caller.
@@ -72,16 +73,18 @@ class Connection:
         request = () if call is None or is_named else ((_REQUEST_ID, call.request_id),)
         return (*self.caller, *request, *tracing.carrier())
 
-    def open_channel(self, address: str, grpc_module: Any = grpc, *, has_own_connection: bool = False) -> Any:
+    def open_channel(self, address: Address, grpc_module: Any = grpc, *, has_own_connection: bool = False) -> Any:
         """Open a channel of `grpc` or of `grpc.aio`; those to one address share a connection, or it gets its own."""
         options = channel_options(address)
         if has_own_connection:
             options.append(("grpc.use_local_subchannel_pool", 1))
-        if self.tls is None:
-            return grpc_module.insecure_channel(address, options=options)
-        if self.tls.server_name is not None:
+        if self.tls is not None and self.tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
-        return grpc_module.secure_channel(address, self.tls.credentials(), options=options)
+        elif address.name:  # what the certificate has to be for, and what proxies route by
+            options.append(("grpc.default_authority", address.name))
+        if self.tls is None:
+            return grpc_module.insecure_channel(address.place, options=options)
+        return grpc_module.secure_channel(address.place, self.tls.credentials(), options=options)
 
 
 def connection(
@@ -102,7 +105,7 @@ def _addresses(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def channel_options(address: str) -> list[tuple[str, Any]]:
+def channel_options(address: Address) -> list[tuple[str, Any]]:
     """Any image may be sent (the server names its own limit); answers stay under gRPC's default of 4 MiB."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
@@ -112,15 +115,15 @@ def channel_options(address: str) -> list[tuple[str, Any]]:
         ("grpc.service_config", _ROUND_ROBIN),
         *_RECONNECT,
     ]
-    if address.startswith(_LOOPBACK):
+    if address.name or address.place.startswith(_LOOPBACK):
         options.append(("grpc.enable_http_proxy", 0))
     return options
 
 
-def rendezvous(addresses: Sequence[str], key: str) -> tuple[str, ...]:
-    """The addresses in the order in which every client tries them for a key.
+def rendezvous(addresses: Sequence[Address], key: str) -> tuple[Address, ...]:
+    """The addresses in the order in which every client tries them for a key, by whatever names it knows them.
 
     Adding or removing one moves only its own share of keys.
     """
-    ranks = {address: hashlib.sha256(f"{address}|{key}".encode()).digest() for address in addresses}
+    ranks = {address: hashlib.sha256(f"{address.place}|{key}".encode()).digest() for address in addresses}
     return tuple(sorted(addresses, key=ranks.__getitem__, reverse=True))

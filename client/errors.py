@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status.rpc_status import GRPC_DETAILS_METADATA_KEY
 
+from splitsam.client.names import Address
 from splitsam.common.errors import FieldViolation
 from splitsam.v1 import types_pb2
 
@@ -72,7 +73,7 @@ class SplitsamError(Exception):
         return f"{self.message} [{reason}]"
 
 
-def error_from_rpc(error: grpc.RpcError, address: str) -> SplitsamError:
+def error_from_rpc(error: grpc.RpcError, address: Address | str) -> SplitsamError:
     """What a failed call of `grpc` or `grpc.aio` says, details included.
 
     Args:

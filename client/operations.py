@@ -1,15 +1,15 @@
 """What the client does, step by step, without doing any I/O itself (see `steps`)."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from splitsam.client import answers
 from splitsam.client.bulk import BulkEncode
-from splitsam.client.connection import Connection, rendezvous
+from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError
+from splitsam.client.names import Address
 from splitsam.client.prompts import (
     GridOptions,
     Image,
@@ -20,10 +20,23 @@ from splitsam.client.prompts import (
     output_message,
     predict_request,
 )
-from splitsam.client.replicas import call_any
+from splitsam.client.replicas import Replicas, call_any
 from splitsam.client.results import DeploymentInfo, Embedding, EncodedImage, ImageMasks, ImageSource, ServiceInfo
 from splitsam.client.retry import PATIENT, Renewals, RetryPolicy
-from splitsam.client.steps import Collect, Emit, Follow, Leave, Load, Operation, ReceiveBulk, Tell, Unary, Wait
+from splitsam.client.steps import (
+    ANY,
+    Collect,
+    Emit,
+    Follow,
+    Leave,
+    Load,
+    Operation,
+    ReceiveBulk,
+    Resolve,
+    Tell,
+    Unary,
+    Wait,
+)
 from splitsam.v1 import decoder_pb2, encoder_pb2
 
 # A thousand points take a laptop's CPU minutes.
@@ -58,7 +71,8 @@ class Operations:
         image = yield from self._encode_loaded(source, content, sha256, timeout_s, background=background)
         if self.prefetch and image.stored and not background:
             request = decoder_pb2.PrefetchEmbeddingRequest(embedding_key=image.key)
-            yield Tell("decoder", self.decoders_of(image)[0], "PrefetchEmbedding", request, self.predict_timeout_s)
+            decoders = yield from self.decoders_of(image).in_turn(self.predict_timeout_s)
+            yield Tell("decoder", decoders[0], "PrefetchEmbedding", request, self.predict_timeout_s)
         return image
 
     def find(self, sha256: bytes, timeout_s: float | None = None) -> Operation[EncodedImage | None]:
@@ -68,6 +82,7 @@ class Operations:
 
     def encode_many(self, sources: Iterable[ImageSource], in_flight: int, stream_timeout_s: float) -> Operation[None]:
         """Emit a result for each image, over one stream."""
+        encoders = yield Resolve(self.connection.encoders, self.encode_timeout_s)
         yield from BulkEncode(
             sources,
             in_flight,
@@ -76,7 +91,7 @@ class Operations:
             self._look_up_for_bulk,
             self._encoder_info,
             self.retry,
-            replicas=len(self.connection.encoders),
+            replicas=len(encoders),
         ).steps()
 
     def predict(
@@ -88,9 +103,11 @@ class Operations:
         background: bool = False,
     ) -> Operation[list[ImageMasks]]:
         """Masks for prompts on images, each asked of the decoder that its key belongs to, or of the next one."""
-        groups: dict[str, list[int]] = {}
+        time_s = self.predict_timeout_s if timeout_s is None else timeout_s
+        groups: dict[Address, list[int]] = {}
         for position, (image, _) in enumerate(images):
-            groups.setdefault(self.decoders_of(image)[0], []).append(position)
+            decoders = yield from self.decoders_of(image).in_turn(time_s)
+            groups.setdefault(decoders[0], []).append(position)
         results: dict[int, ImageMasks] = {}
         for positions in groups.values():
             group = [images[position] for position in positions]
@@ -105,13 +122,15 @@ class Operations:
         deadline_s = self.clock() + timeout_s
         renewals = Renewals(self.clock() + self.predict_timeout_s, self.clock)
         attempt = 0
-        addresses = deque(self.decoders_of(image))
+        away: set[Address] = set()
         while True:
             has_emitted = False
+            decoders = yield from self.decoders_of(image).in_turn(max(deadline_s - self.clock(), 0.001))
+            address = next((each for each in decoders if each not in away), decoders[0])
             left_s = max(deadline_s - self.clock(), 0.001)
             request = everything_message(content or key_of(image), grid, output)
             try:
-                yield Follow("decoder", addresses[0], "GenerateMasks", request, left_s)
+                yield Follow("decoder", address, "GenerateMasks", request, left_s)
                 while (message := (yield ReceiveBulk(left_s))) is not None:
                     has_emitted = True
                     yield Emit(answers.found_mask(message))
@@ -124,12 +143,12 @@ class Operations:
                     [(image, _)] = renewed
                     continue
                 attempt += 1
-                replicas = len(addresses)
                 if error.is_of_one_replica:
-                    addresses.rotate(-1)
-                    if attempt % replicas:
+                    away.add(address)
+                    if not away.issuperset(decoders):
                         continue
-                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock(), replicas=replicas)
+                    away.clear()
+                wait_s = self.retry.wait_s(error, attempt, deadline_s - self.clock(), replicas=len(decoders))
                 if wait_s is None:
                     raise
                 yield Wait(wait_s)
@@ -138,29 +157,52 @@ class Operations:
         """The embedding itself."""
         request = encoder_pb2.DownloadEmbeddingRequest(embedding_key=key_of(image))
         deadline_s = self._deadline_s(timeout_s, self.encode_timeout_s)
-        addresses = rendezvous(self.connection.encoders, key_of(image))
-        step = Collect("encoder", addresses[0], "DownloadEmbedding", request, 0.0)
-        _, chunks = yield from self._call(step, addresses, deadline_s)
+        step = Collect("encoder", ANY, "DownloadEmbedding", request, 0.0)
+        _, chunks = yield from self._call(step, Replicas(self.connection.encoders, key_of(image)), deadline_s)
         return answers.embedding(chunks)
 
-    def info(self, timeout_s: float | None = None) -> Operation[DeploymentInfo]:
-        """The model and the limits of every service."""
+    def info(self, timeout_s: float | None = None, decoder: Address | None = None) -> Operation[DeploymentInfo]:
+        """The model and the limits of every service, or of an encoder and this decoder.
+
+        Every decoder that was given answers; of the several behind a name, those that are not away.
+        """
         deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
         encoder = answers.service_info("encoder", *(yield from self._encoder_info(timeout_s)))
+        if decoder is not None:
+            return DeploymentInfo(encoder, ((yield from self._decoder_info(decoder, deadline_s)),))
         decoders: list[ServiceInfo] = []
-        for address in self.connection.decoders:
-            step = Unary("decoder", address, "GetModelInfo", decoder_pb2.DecoderServiceGetModelInfoRequest(), 0.0)
-            decoders.append(answers.service_info("decoder", *(yield from self._call(step, (address,), deadline_s))))
+        for given in self.connection.decoders:
+            decoders += yield from self._decoder_infos(given, deadline_s)
         return DeploymentInfo(encoder, tuple(decoders))
+
+    def _decoder_infos(self, given: str, deadline_s: float) -> Operation[list[ServiceInfo]]:
+        found: list[ServiceInfo] = []
+        addresses: tuple[Address, ...] = yield Resolve((given,), deadline_s - self.clock())
+        for address in addresses if len(addresses) > 1 else ():
+            try:
+                found.append((yield from self._decoder_info(address, deadline_s)))
+            except SplitsamError as error:
+                if not error.is_of_one_replica:
+                    raise
+        if not found:
+            step = Unary("decoder", ANY, "GetModelInfo", decoder_pb2.DecoderServiceGetModelInfoRequest(), 0.0)
+            address, answer = yield from self._call(step, Replicas((given,)), deadline_s)
+            found.append(answers.service_info("decoder", address, answer))
+        return found
+
+    def _decoder_info(self, address: Address, deadline_s: float) -> Operation[ServiceInfo]:
+        request = decoder_pb2.DecoderServiceGetModelInfoRequest()
+        left_s = max(deadline_s - self.clock(), 0.001)
+        answer = yield Unary("decoder", address, "GetModelInfo", request, left_s)
+        return answers.service_info("decoder", address, answer)
 
     def _encoder_info(
         self, timeout_s: float | None = None
-    ) -> Operation[tuple[str, encoder_pb2.EncoderServiceGetModelInfoResponse]]:
+    ) -> Operation[tuple[Address, encoder_pb2.EncoderServiceGetModelInfoResponse]]:
         """The first encoder that answers, and what it says of itself."""
-        request = encoder_pb2.EncoderServiceGetModelInfoRequest()
-        addresses = self.connection.encoders
-        step = Unary("encoder", addresses[0], "GetModelInfo", request, 0.0)
-        return (yield from self._call(step, addresses, self._deadline_s(timeout_s, self.predict_timeout_s)))
+        step = Unary("encoder", ANY, "GetModelInfo", encoder_pb2.EncoderServiceGetModelInfoRequest(), 0.0)
+        deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
+        return (yield from self._call(step, Replicas(self.connection.encoders), deadline_s))
 
     def encode_crop(
         self, content: bytes, sha256: bytes, crop: encoder_pb2.Crop | None, timeout_s: float
@@ -181,11 +223,10 @@ class Operations:
         stored = yield from self._look_up(sha256, deadline_s, crop)
         if stored is not None:
             return answers.encoded_image(stored, source, sha256, cache_hit=True, stored=True)
-        addresses = rendezvous(self.connection.encoders, sha256.hex())
         request = encoder_pb2.EncodeImageRequest(image=content, crop=crop, background=background)
-        upload = Unary("encoder", addresses[0], "EncodeImage", request, 0.0)
+        upload = Unary("encoder", ANY, "EncodeImage", request, 0.0)
         made: encoder_pb2.EncodeImageResponse
-        _, made = yield from self._call(upload, addresses, deadline_s)
+        _, made = yield from self._call(upload, self._encoders_of(sha256), deadline_s)
         return answers.encoded_image(
             made.embedding, source, sha256, cache_hit=made.cache_hit, stored=made.stored, timings=made.timings
         )
@@ -194,12 +235,12 @@ class Operations:
         self, sha256: bytes, deadline_s: float, crop: encoder_pb2.Crop | None = None
     ) -> Operation[encoder_pb2.EmbeddingInfo | None]:
         """What the cache holds of an image or a crop; None as well when the encoder cannot look up, without a cache."""
-        addresses = rendezvous(self.connection.encoders, sha256.hex())
         request = encoder_pb2.LookUpEmbeddingRequest(image_sha256=sha256, crop=crop)
-        step = Unary("encoder", addresses[0], "LookUpEmbedding", request, 0.0)
+        step = Unary("encoder", ANY, "LookUpEmbedding", request, 0.0)
+        encoders = self._encoders_of(sha256)
         found: encoder_pb2.LookUpEmbeddingResponse
         try:
-            _, found = yield from self._call(step, addresses, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
+            _, found = yield from self._call(step, encoders, deadline_s, no_retry_on="CACHE_UNAVAILABLE")
         except SplitsamError as error:
             if error.reason != "CACHE_UNAVAILABLE":
                 raise
@@ -219,13 +260,13 @@ class Operations:
         """One request, with fresh embeddings where those are stale; once without tokens if those have expired."""
         may_drop_tokens = True
         renewals = Renewals(self._deadline_s(timeout_s, self.predict_timeout_s), self.clock)
-        addresses = self.decoders_of(images[0][0])
+        decoders = self.decoders_of(images[0][0])
         while True:
             request = predict_request(images, output, background=background)
-            step = Unary("decoder", addresses[0], "PredictMasks", request, 0.0)
+            step = Unary("decoder", ANY, "PredictMasks", request, 0.0)
             deadline_s = self._deadline_s(timeout_s, self.predict_timeout_s)
             try:
-                _, response = yield from self._call(step, addresses, deadline_s, is_patient=background)
+                _, response = yield from self._call(step, decoders, deadline_s, is_patient=background)
             except SplitsamError as error:
                 renewed = yield from self._renew(renewals, images, error)
                 if renewed is not None:
@@ -246,7 +287,7 @@ class Operations:
         if wait_s is None:
             return None
         if renewals.has_been_in_vain:
-            yield Leave((*self.connection.encoders, *self.connection.decoders))
+            yield Leave()
         yield Wait(wait_s)
         return (yield from self._encode_again(images, error))
 
@@ -278,22 +319,25 @@ class Operations:
     def _call(
         self,
         step: Unary | Collect,
-        addresses: Sequence[str],
+        replicas: Replicas,
         deadline_s: float,
         no_retry_on: str = "",
         *,
         is_patient: bool = False,
-    ) -> Operation[tuple[str, Any]]:
+    ) -> Operation[tuple[Address, Any]]:
         """Who answered, and what; see `call_any`."""
         retry = PATIENT if is_patient else self.retry
-        return call_any(step, addresses, deadline_s, retry=retry, clock=self.clock, no_retry_on=no_retry_on)
+        return call_any(step, replicas, deadline_s, retry=retry, clock=self.clock, no_retry_on=no_retry_on)
 
     def _deadline_s(self, timeout_s: float | None, default_s: float) -> float:
         return self.clock() + (default_s if timeout_s is None else timeout_s)
 
-    def decoders_of(self, image: Image) -> tuple[str, ...]:
-        """In the order in which they are asked."""
-        return rendezvous(self.connection.decoders, key_of(image))
+    def _encoders_of(self, sha256: bytes) -> Replicas:
+        return Replicas(self.connection.encoders, sha256.hex())
+
+    def decoders_of(self, image: Image) -> Replicas:
+        """An image's prompts all go to one, whose memory holds it."""
+        return Replicas(self.connection.decoders, key_of(image))
 
 
 def _without_tokens(images: Sequence[Prompts], error: SplitsamError) -> list[Prompts]:

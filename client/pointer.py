@@ -9,34 +9,34 @@ import grpc.aio
 
 from splitsam.client.aio_transport import AioTransport, error_of_call
 from splitsam.client.answers import pointer_answer
+from splitsam.client.connection import rendezvous
 from splitsam.client.errors import error_from_rpc
-from splitsam.client.prompts import Image, MaskInput, OutputOptions, Prompt, output_message, predict_request
+from splitsam.client.names import Address
+from splitsam.client.prompts import Image, MaskInput, OutputOptions, Prompt, key_of, output_message, predict_request
 from splitsam.client.results import PointerAnswer
 from splitsam.v1 import decoder_pb2
 
 
 class Pointer:
-    """A PredictMasksStream: send positions as they come, iterate over the answers.
+    """A PredictMasksStream, open in an `async with`: send positions as they come, iterate over the answers.
 
     A position that a newer one overtook before it was served is answered with `superseded_by`. A position that fails
     is answered with `error`, and the stream goes on; nothing is encoded again or replayed here.
 
     Args:
         transport: of the client this pointer belongs to.
-        address: of the decoder.
         image: what is under the pointer.
         options: what to answer with.
         timeout_s: deadline of the whole stream.
     """
 
-    def __init__(
-        self, transport: AioTransport, address: str, image: Image, options: OutputOptions, timeout_s: float
-    ) -> None:
-        self._address = address
+    def __init__(self, transport: AioTransport, image: Image, options: OutputOptions, timeout_s: float) -> None:
+        self._transport = transport
+        self._address = Address("")
         self._image = image
         self._output = output_message(options)
-        stub = transport.stub("decoder", address)
-        self._call: Any = stub.PredictMasksStream(timeout=timeout_s, metadata=transport.where.metadata)
+        self._timeout_s = timeout_s
+        self._call: Any = None
         self._request_id = 0
 
     async def send(
@@ -69,6 +69,11 @@ class Pointer:
         return pointer_answer(response)
 
     async def __aenter__(self) -> Self:
+        where = self._transport.where
+        decoders = await self._transport.resolved(where.decoders, self._timeout_s)
+        self._address = rendezvous(decoders, key_of(self._image))[0]
+        stub = self._transport.stub("decoder", self._address)
+        self._call = stub.PredictMasksStream(timeout=self._timeout_s, metadata=where.metadata)
         return self
 
     async def __aexit__(

@@ -28,7 +28,7 @@ def operation_span(operation: Operation[T]) -> contextlib.AbstractContextManager
 def call_span(step: Unary | Collect) -> Iterator[None]:
     """The span of one call to one replica, current inside the block."""
     service = f"splitsam.v1.{step.service.capitalize()}Service"
-    host, _, port = step.address.rpartition(":")
+    host, _, port = step.address.place.rpartition(":")
     rpc = {"rpc.system.name": "grpc", "rpc.method": f"{service}/{step.method}"}
     with tracing.step(f"{service}/{step.method}", rpc, kind=SpanKind.CLIENT) as span:
         span.set_attributes({"server.address": host, **({"server.port": int(port)} if port.isdecimal() else {})})

@@ -12,11 +12,22 @@ from typing import Any, Literal, TypeVar
 from google.protobuf.message import Message
 
 from splitsam.client.errors import SplitsamError
+from splitsam.client.names import Address
 from splitsam.client.results import BulkResult, FoundMask, ImageSource
 from splitsam.v1 import encoder_pb2
 
 T = TypeVar("T")
 Service = Literal["encoder", "decoder"]
+# Of a call that any replica may answer: which one is asked is chosen when it is sent, by `replicas`.
+ANY = Address("")
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """Look up what these stand for; the outcome are addresses. Waits, so long at most, only while nothing is known."""
+
+    given: tuple[str, ...]
+    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Unary:
     """Call once; the outcome is the response."""
 
     service: Service
-    address: str
+    address: Address
     method: str
     request: Message
     timeout_s: float
@@ -35,7 +46,7 @@ class Collect:
     """Call once; the outcome is the list of all messages of the answering stream."""
 
     service: Service
-    address: str
+    address: Address
     method: str
     request: Message
     timeout_s: float
@@ -46,7 +57,7 @@ class Follow:
     """Call once, in place of any open stream; its messages are read with `ReceiveBulk`."""
 
     service: Service
-    address: str
+    address: Address
     method: str
     request: Message
     timeout_s: float
@@ -57,7 +68,7 @@ class Tell:
     """Call once without waiting for the outcome, which nobody needs."""
 
     service: Service
-    address: str
+    address: Address
     method: str
     request: Message
     timeout_s: float
@@ -74,8 +85,6 @@ class Wait:
 class Leave:
     """Make later calls on new connections, which may lead to other servers; one that was opened just now is kept."""
 
-    addresses: tuple[str, ...]
-
 
 @dataclass(frozen=True)
 class Load:
@@ -88,7 +97,7 @@ class Load:
 class OpenBulk:
     """Open an EncodeImages stream in place of any open one."""
 
-    address: str
+    address: Address
     timeout_s: float
 
 
@@ -120,7 +129,21 @@ class Emit:
     result: BulkResult | FoundMask
 
 
-Step = Unary | Collect | Follow | Tell | Wait | Leave | Load | OpenBulk | SendBulk | ReceiveBulk | CloseBulk | Emit
+Step = (
+    Resolve
+    | Unary
+    | Collect
+    | Follow
+    | Tell
+    | Wait
+    | Leave
+    | Load
+    | OpenBulk
+    | SendBulk
+    | ReceiveBulk
+    | CloseBulk
+    | Emit
+)
 Operation = Generator[Step, Any, T]
 
 

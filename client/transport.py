@@ -5,6 +5,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,6 +15,7 @@ from splitsam.client.answers import read_source
 from splitsam.client.channels import Channels, Line
 from splitsam.client.connection import Connection
 from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.names import JUST_NOW_S, Address, Names
 from splitsam.client.spans import call_span, operation_span
 from splitsam.client.steps import (
     CloseBulk,
@@ -25,6 +27,7 @@ from splitsam.client.steps import (
     OpenBulk,
     Operation,
     ReceiveBulk,
+    Resolve,
     SendBulk,
     Step,
     T,
@@ -44,7 +47,8 @@ class Transport:
 
     def __init__(self, where: Connection) -> None:
         self._where = where
-        self._channels = Channels(where)
+        self._names = Names((*where.encoders, *where.decoders))
+        self._channels = Channels(where, self._names.current)
         self._told: set[Any] = set()
 
     def close(self) -> None:
@@ -88,14 +92,17 @@ class Transport:
 
     def _perform(self, step: Step) -> Any:
         match step:
+            case Resolve():
+                return self._resolved(step)
             case Unary() | Collect():
                 return self._call(step)
             case Tell():
                 return self._tell(step)
             case Wait(delay_s):
                 return time.sleep(delay_s)
-            case Leave(addresses):
-                return self._channels.leave(addresses)
+            case Leave():
+                self._names.refresh(JUST_NOW_S)
+                return self._channels.leave()
             case Load(source):
                 content = read_source(source)
                 return content, hashlib.sha256(content).digest()
@@ -116,6 +123,13 @@ class Transport:
                 return stream.close(idle_timeout_s)
             case _:
                 return self._perform(step)
+
+    def _resolved(self, step: Resolve) -> tuple[Address, ...]:
+        self._names.refresh()
+        if not self._names.first.done():
+            wait([self._names.first], self._names.patience_s(step.timeout_s))
+        self._channels.keep(self._names.current)
+        return self._names.addresses(step.given)
 
     def _tell(self, step: Tell) -> None:
         line = self._channels.begin(step.address)
@@ -150,13 +164,13 @@ class _Stream:
     def __init__(self, where: Connection, channels: Channels) -> None:
         self._where = where
         self._channels = channels
-        self._address = ""
+        self._address = Address("")
         self._line: Line | None = None
         self._failure: SplitsamError | None = None
         self._outbox: SimpleQueue[encoder_pb2.EncodeImagesRequest | None] = SimpleQueue()
         self._call: Any = None
 
-    def open(self, address: str, timeout_s: float) -> None:
+    def open(self, address: Address, timeout_s: float) -> None:
         stub = STUBS["encoder"](self._begin(address).channel)
         self._outbox = SimpleQueue()
         requests = iter(self._outbox.get, None)
@@ -203,14 +217,14 @@ class _Stream:
             self._channels.end(self._line, self._failure)
         self._line = self._failure = None
 
-    def _begin(self, address: str) -> Line:
+    def _begin(self, address: Address) -> Line:
         self.abandon()
         self._address = address
         self._line = self._channels.begin(address)
         return self._line
 
 
-def idle_error(address: str, idle_timeout_s: float) -> SplitsamError:
+def idle_error(address: Address, idle_timeout_s: float) -> SplitsamError:
     """The server owes an answer and was silent for too long."""
     return SplitsamError(
         f"{address}: no answer on the stream for {idle_timeout_s:g} s",

@@ -120,7 +120,6 @@ def open_gateway(settings: GatewaySettings, metrics: GatewayMetrics, access: Acc
         task_images=task_images,
         encode_ahead=EncodeAhead(settings, task_images, metrics),
         client=client,
-        probes=tuple(settings.open_client((address,)) for address in settings.decoders),
         image_slots=ImageSlots(settings),
         readiness=Readiness(settings.service_connection()),
     )

@@ -30,7 +30,6 @@ class Gateway:
     """One gateway process; nothing in it is of a caller, so that any replica can answer any request.
 
     Args:
-        probes: a client for each decoder, to ask one after the other.
         model: its name, as the services said it last; empty until they have.
         draining: set when the process is told to stop.
     """
@@ -42,7 +41,6 @@ class Gateway:
     task_images: TaskImages
     encode_ahead: EncodeAhead
     client: AsyncClient
-    probes: tuple[AsyncClient, ...]
     image_slots: ImageSlots
     readiness: Readiness
     draining: bool = False
@@ -50,8 +48,7 @@ class Gateway:
 
     async def close(self) -> None:
         await self.encode_ahead.close()
-        for client in (self.client, *self.probes):
-            await client.close()
+        await self.client.close()
         await self.readiness.close()
 
     async def check_ready(self) -> None:
@@ -82,7 +79,8 @@ class Gateway:
         return answer
 
     async def _info(self, timeout_s: float) -> DeploymentInfo | SplitsamError:
-        asked = (probe.info(timeout_s=timeout_s) for probe in self.probes)
+        decoders = await self.client.decoders(timeout_s=timeout_s)
+        asked = (self.client.info(timeout_s=timeout_s, decoder=decoder) for decoder in decoders)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found = [answer for answer in answers if isinstance(answer, DeploymentInfo)]
         if not found:

@@ -130,11 +130,11 @@ class GatewaySettings(ProcessSettings):
         except OSError as error:
             raise SettingsProblem(f"service_ca_file, service_cert_file, service_key_file: {error}") from error
 
-    def open_client(self, decoders: tuple[str, ...] | None = None) -> AsyncClient:
-        """A client of the services, for the running event loop; of all decoders, or of these."""
+    def open_client(self) -> AsyncClient:
+        """A client of the services, for the running event loop."""
         return AsyncClient(
             self.encoders,
-            decoders or self.decoders,
+            self.decoders,
             token=read_secret("service_token_file", self.service_token_file),
             tls=self._service_tls(),
             encode_timeout_s=self.encode_timeout_ms / 1000,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from splitsam.client import Client, SplitsamError
 from splitsam.client.connection import channel_options
 from splitsam.client.errors import error_from_rpc
+from splitsam.client.names import Address
 from splitsam.common.rle import decode_rle
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
@@ -141,7 +142,8 @@ class Load:
 
     def _use_stubs(self) -> None:
         channels = {
-            each: grpc.insecure_channel(each, channel_options(each)) for each in self._encoders + self._decoders
+            each: grpc.insecure_channel(each, channel_options(Address(each)))
+            for each in self._encoders + self._decoders
         }
         for turn, image in enumerate(self._turns()):
             encoder = self._encoders[turn % len(self._encoders)]

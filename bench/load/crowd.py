@@ -15,6 +15,7 @@ from bench.load.annotators import Event, Habits, Kind, plan_day
 from bench.load.streams import ClickStream
 from splitsam.client.connection import rendezvous
 from splitsam.client.errors import SplitsamError, error_from_rpc
+from splitsam.client.names import Address
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 
 OK = "OK"
@@ -214,7 +215,7 @@ class Crowd:
         return encoder_pb2.EncodeImageRequest(image=image)
 
     def _home(self, image: encoder_pb2.EmbeddingInfo) -> str:
-        return rendezvous(self._place.decoders, image.embedding_key)[0]
+        return rendezvous([Address(each) for each in self._place.decoders], image.embedding_key)[0].place
 
     def _stub(self, annotator: int) -> tuple[Any, dict[str, Any]]:
         number = annotator // _ANNOTATORS_PER_CHANNEL

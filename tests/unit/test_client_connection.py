@@ -9,11 +9,12 @@ import pytest
 
 from splitsam.client import Client, SplitsamError
 from splitsam.client.connection import TLS, channel_options, connection, rendezvous
+from splitsam.client.names import Address
 from splitsam.v1 import encoder_pb2, encoder_pb2_grpc
 
 OPENSSL = shutil.which("openssl")
 
-ADDRESSES = [f"decoder-{number}:50052" for number in range(5)]
+ADDRESSES = [Address(f"10.0.0.{number}:50052", "decoder:50052") for number in range(5)]
 KEYS = [f"{number:064x}" for number in range(2000)]
 
 
@@ -50,8 +51,8 @@ def test_token_is_sent_as_bearer():
 
 
 def test_proxies_are_not_asked_for_the_own_machine():
-    assert ("grpc.enable_http_proxy", 0) in channel_options("127.0.0.1:50051")
-    assert ("grpc.enable_http_proxy", 0) not in channel_options("encoder.example:443")
+    assert ("grpc.enable_http_proxy", 0) in channel_options(Address("127.0.0.1:50051"))
+    assert ("grpc.enable_http_proxy", 0) not in channel_options(Address("encoder.example:443"))
 
 
 def test_tls_needs_both_halves_of_a_pair():

@@ -5,9 +5,10 @@ import pytest
 
 from splitsam.client.connection import connection
 from splitsam.client.errors import SplitsamError, error_from_item, error_from_rpc
+from splitsam.client.names import Address
 from splitsam.client.operations import Operations
 from splitsam.client.retry import RetryPolicy
-from splitsam.client.steps import Unary, Wait
+from splitsam.client.steps import Resolve, Unary, Wait
 from splitsam.v1 import types_pb2
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -41,13 +42,16 @@ def test_waits_are_as_long_as_asked_and_shorten_what_remains():
     now_s = 100.0
     operations = Operations(connection("e:1", "d:1"), 30.0, 10.0, clock=lambda: now_s)
     operation = operations.predict([("key", [])], {})
-    first = next(operation)
+    assert next(operation) == Resolve(("d:1",), 10.0)
+    operation.send((Address("d:1"),))
+    first = operation.send((Address("d:1"),))
     assert isinstance(first, Unary)
     assert first.timeout_s == 10.0
     now_s += 1
     assert operation.throw(error(retry_delay_s=0.75)) == Wait(0.75)
     now_s += 0.75
     assert operation.send(None).timeout_s == pytest.approx(8.25)
+    assert operation.send((Address("d:1"),)).timeout_s == pytest.approx(8.25)
 
 
 class FailedCall(grpc.RpcError):

@@ -85,7 +85,7 @@ def test_servers_are_told_nothing_while_nobody_records(decoder, address, call):
 
 @pytest.mark.parametrize("call", [predict, predict_awaited])
 def test_a_replica_that_is_away_shows_as_a_call_of_its_own(recorded, address, call, monkeypatch):
-    monkeypatch.setattr("splitsam.client.operations.rendezvous", lambda addresses, key: addresses)
+    monkeypatch.setattr("splitsam.client.replicas.rendezvous", lambda addresses, key: addresses)
     call([GONE, address])
     away, rpc, operation = recorded.get_finished_spans()
     assert (away.attributes["error.type"], away.attributes["server.port"]) == ("UNAVAILABLE", 1)
