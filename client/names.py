@@ -89,12 +89,12 @@ class Names:
         found = [self._known[text] for text in given]
         return tuple(dict.fromkeys(address for each in found for address in random.sample(each, len(each))))
 
-    def refresh(self, max_age_s: float = _FRESH_S) -> None:
-        """Begin to look the names up if the last time is longer ago."""
+    def refresh(self, max_age_s: float = math.inf) -> None:
+        """Begin to look the names up if the last time is longer ago, or five seconds."""
         if not self._names:
             return
         with self._lock:
-            if self._is_looking or self._clock() - self._looked_s < max_age_s:
+            if self._is_looking or self._clock() - self._looked_s < min(max_age_s, _FRESH_S):
                 return
             self._is_looking = True
             self._began_s = min(self._began_s, self._clock())
