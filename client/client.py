@@ -28,9 +28,9 @@ class Client:
     passed over for the next at once. Other failures are raised at once as `SplitsamError`.
 
     Args:
-        encoder: host:port of the encoder service, or of several replicas; an image always goes to the same one.
-        decoder: likewise, of the decoder service; an image's prompts always go to the same one. A name that resolves
-            to several replicas is asked in turn, whatever the image.
+        encoder: host:port of the encoder service, or of several replicas; a name that resolves to several hosts stands
+            for all of them, and is looked up again every few seconds. An image always goes to the same one.
+        decoder: likewise, of the decoder service; an image's prompts always go to the same one.
         token: sent as `authorization: Bearer` with every call.
         tls: True for TLS with the system's authorities, or a `TLS` with files; None for plain text.
         encode_timeout_s: deadline of encoding an image.
@@ -175,5 +175,5 @@ class Client:
         return self._transport.run(self._operations.download(image, timeout_s))
 
     def info(self, *, timeout_s: float | None = None) -> DeploymentInfo:
-        """The model and the limits of the encoder and of every decoder."""
+        """The model and the limits of an encoder and of every decoder; of those behind a name, that are not away."""
         return self._transport.run(self._operations.info(timeout_s))

@@ -5,7 +5,7 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from e2e_support import DEADLINE_S, assert_no_leak, wait_until
 from splitsam.client.processes import LOOPBACK, Child, free_ports, stop_all
 from splitsam.client.stack import Stack
 
-COMMAND = "splitsam.gateway"
+PROGRAM = ("-m", "splitsam.gateway")
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,18 @@ def _answer(response: Any) -> Answer:
 
 @contextmanager
 def running_gateway(
-    encoder: str, decoder: str, folder: Path, *arguments: str, tls: ssl.SSLContext | None = None
+    encoder: str,
+    decoder: str,
+    folder: Path,
+    *arguments: str,
+    tls: ssl.SSLContext | None = None,
+    program: Sequence[str] = PROGRAM,
 ) -> Iterator[RunningGateway]:
     """Start a gateway in front of services; stop it in the end."""
     port, metrics_port = free_ports(2)
     flags = {"--port": port, "--metrics-port": metrics_port, "--encoders": encoder, "--decoders": decoder}
     words = [str(word) for pair in flags.items() for word in pair]
-    command = [sys.executable, "-m", COMMAND, *words, *arguments]
+    command = [sys.executable, *program, *words, *arguments]
     child = Child("gateway", command, folder / f"gateway-{port}.log", {"SPLITSAM_GATEWAY_LOG_FORMAT": "text"})
     scheme = "http" if tls is None else "https"
     gateway = RunningGateway(f"{scheme}://{LOOPBACK}:{port}", f"http://{LOOPBACK}:{metrics_port}/metrics", child, tls)

@@ -204,7 +204,6 @@ def test_hosts_of_both_families_are_counted_once(monkeypatch, found, expected):
 
 
 def test_addresses_are_those_of_the_system():
-    assert ip_addresses("127.0.0.2") == ["127.0.0.2"]
     assert ip_addresses("localhost") in (["127.0.0.1"], ["::1"])
 
 
