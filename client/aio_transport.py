@@ -66,8 +66,8 @@ class AioTransport:
     async def resolved(self, given: Sequence[str], timeout_s: float) -> tuple[Address, ...]:
         """See `Resolve`."""
         self._names.refresh()
-        if not self._names.first.done():
-            await asyncio.wait([asyncio.wrap_future(self._names.first)], timeout=self._names.patience_s(timeout_s))
+        if (wait_s := self._names.patience_s(timeout_s)) > 0:
+            await asyncio.wait([asyncio.wrap_future(self._names.look_up)], timeout=wait_s)
         for address in self._lines.keys() - self._names.current:
             self._close_after_calls(self._lines.pop(address))
         return self._names.addresses(given)

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-# Calls wait no longer than this for the first look-up; gRPC resolves the names then.
-_FIRST_WAIT_S = 2.0
 _FRESH_S = 5.0
 JUST_NOW_S = 0.5
+# Calls wait no longer than this for the first look-up; gRPC resolves the names then.
+_FIRST_WAIT_S = 2.0
+# After a long silence the replicas may all be others: a call waits so long, which nobody notices, to hear of it.
+_SILENCE_S = 60.0
+_SILENCE_WAIT_S = 0.1
 _HOST_AND_PORT = re.compile(r"(?P<host>[^:/,@\[\]]+):(?P<port>[0-9]+)")
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 
@@ -52,7 +55,8 @@ class Names:
     """What each address stands for: a name of several hosts for all of them, anything else for itself.
 
     Names are looked up on a thread, when somebody asks and the last time is longer ago; the answer is then what was
-    known before. A name that cannot be looked up keeps what it had.
+    known before; only the first, and one after a minute's silence, may be waited for. A name that cannot be looked up
+    keeps what it had.
 
     Args:
         given: addresses. Of the form name:port are resolved; IP addresses, other targets of gRPC (`dns:///name:port`,
@@ -61,7 +65,7 @@ class Names:
         clock: seconds, monotonic.
 
     Attributes:
-        first: done when all names were looked up once, whatever came of it.
+        look_up: done when the last that was begun is, whatever came of it.
         current: every address that is stood for.
     """
 
@@ -76,13 +80,11 @@ class Names:
         self._resolve = resolve
         self._clock = clock
         self._lock = threading.Lock()
-        self._is_looking = False
         self._looked_s = -math.inf
-        self._began_s = math.inf
+        self._began_s = -math.inf
         self.current = self._all()
-        self.first: Future[None] = Future()
-        if not self._names:
-            self.first.set_result(None)
+        self.look_up: Future[None] = Future()
+        self.look_up.set_result(None)
 
     def addresses(self, given: Iterable[str]) -> tuple[Address, ...]:
         """Those that these stand for, in the order given; the several of one name in any."""
@@ -94,29 +96,30 @@ class Names:
         if not self._names:
             return
         with self._lock:
-            if self._is_looking or self._clock() - self._looked_s < min(max_age_s, _FRESH_S):
+            now_s = self._clock()
+            if not self.look_up.done() or now_s - self._looked_s < min(max_age_s, _FRESH_S):
                 return
-            self._is_looking = True
-            self._began_s = min(self._began_s, self._clock())
-        threading.Thread(target=self._look_up, name="splitsam-names", daemon=True).start()
+            threading.Thread(target=self._look, name="splitsam-names", daemon=True).start()
+            self.look_up = Future()
+            self._began_s = now_s
 
     def patience_s(self, timeout_s: float) -> float:
-        """How long a call that has this much time should wait for `first`, begun by `refresh`."""
-        if self.first.done():
+        """How long a call that has this much time should wait for `look_up`; 0 unless little is known without it."""
+        now_s = self._clock()
+        if self.look_up.done() or now_s - self._looked_s < _SILENCE_S:
             return 0.0
-        return max(min(timeout_s, self._began_s + _FIRST_WAIT_S - self._clock()), 0.0)
+        wait_s = _SILENCE_WAIT_S if self._looked_s > -math.inf else _FIRST_WAIT_S
+        return max(min(timeout_s, self._began_s + wait_s - now_s), 0.0)
 
-    def _look_up(self) -> None:
+    def _look(self) -> None:
         try:
             for text in self._names:
                 self._known[text] = self._found(text)
                 self.current = self._all()
         finally:
             with self._lock:
-                self._is_looking = False
                 self._looked_s = self._clock()
-                if not self.first.done():
-                    self.first.set_result(None)
+                self.look_up.set_result(None)
 
     def _found(self, text: str) -> tuple[Address, ...]:
         host, _, port = text.rpartition(":")

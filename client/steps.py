@@ -24,7 +24,7 @@ ANY = Address("")
 
 @dataclass(frozen=True)
 class Resolve:
-    """Look up what these stand for; the outcome are addresses. Waits, so long at most, only while nothing is known."""
+    """Look up what these stand for; the outcome are addresses. May wait, so long at most; see `Names`."""
 
     given: tuple[str, ...]
     timeout_s: float

@@ -126,8 +126,8 @@ class Transport:
 
     def _resolved(self, step: Resolve) -> tuple[Address, ...]:
         self._names.refresh()
-        if not self._names.first.done():
-            wait([self._names.first], self._names.patience_s(step.timeout_s))
+        if (wait_s := self._names.patience_s(step.timeout_s)) > 0:
+            wait([self._names.look_up], wait_s)
         self._channels.keep(self._names.current)
         return self._names.addresses(step.given)
 

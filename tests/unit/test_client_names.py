@@ -53,7 +53,7 @@ def test_name_of_several_hosts_stands_for_all_of_them():
     names = Names([NAME, "10.9.9.9:1"], Directory(decoder_test=["10.0.0.1", "10.0.0.2"]))
     assert places(names) == [NAME]
     look_up(names)
-    assert names.first.done()
+    assert names.look_up.done()
     found = names.addresses(["10.9.9.9:1", NAME])
     assert found[0] == Address("10.9.9.9:1")
     assert set(found[1:]) == {Address("10.0.0.1:50052", NAME), Address("10.0.0.2:50052", NAME)}
@@ -101,7 +101,6 @@ def test_several_names_of_the_same_hosts_are_told_apart():
 def test_other_targets_are_left_to_grpc(given):
     directory = Directory()
     names = Names([given], directory)
-    assert names.first.done()
     look_up(names)
     assert names.addresses([given]) == (Address(given),)
     assert directory.asked == []
@@ -156,7 +155,7 @@ def test_name_that_cannot_be_looked_up_keeps_what_it_had(problem):
 def test_name_that_was_never_found_is_left_to_grpc():
     names = Names([NAME], Directory())
     look_up(names)
-    assert names.first.done()
+    assert names.look_up.done()
     assert names.addresses([NAME]) == (Address(NAME),)
 
 
@@ -185,6 +184,37 @@ def test_nobody_waits_for_a_name_server_that_hangs():
     assert len(asked) == 1
     assert names.patience_s(60.0) == 0.0
     assert len(places(names)) == 2
+
+
+def test_look_up_after_a_long_silence_is_waited_for_a_moment():
+    now_s, go_on = 100.0, threading.Event()
+    go_on.set()
+
+    def resolve(host):
+        go_on.wait(10)
+        return ["10.0.0.1", "10.0.0.2"]
+
+    names = Names([NAME], resolve, clock=lambda: now_s)
+    look_up(names)
+    go_on.clear()
+    try:
+        now_s += 50
+        names.refresh()
+        assert names.patience_s(60.0) == 0.0
+        now_s += 11
+        assert names.patience_s(60.0) == 0.0
+        go_on.set()
+        join()
+        go_on.clear()
+        now_s += 61
+        names.refresh()
+        assert names.patience_s(60.0) == pytest.approx(0.1)
+        assert names.patience_s(0.05) == 0.05
+        now_s += 1
+        assert names.patience_s(60.0) == 0.0
+    finally:
+        go_on.set()
+        join()
 
 
 def entry(family, ip):
