@@ -11,22 +11,20 @@ loop:
 """
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
-
-from opentelemetry.trace import Span
 
 from splitsam.common import tracing
 from splitsam.common.admission import Admission
-from splitsam.common.errors import InternalError, NotReady, QueueFull
+from splitsam.common.batch_entries import Entry, Served, answer, answering
+from splitsam.common.errors import NotReady, QueueFull
 from splitsam.common.fair_queue import FairQueue, Lane, Place
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import lower_priority
@@ -37,31 +35,6 @@ log = logging.getLogger("splitsam.batcher")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Served(Generic[Result]):
-    """A result and where its time went.
-
-    Args:
-        queue_ms: from submission to the start of its batch.
-        model_ms: the batch it was in.
-    """
-
-    value: Result
-    queue_ms: float
-    model_ms: float
-
-
-@dataclass(frozen=True)
-class _Entry(Generic[Item, Result]):
-    item: Item
-    queued_at_s: float
-    latest_start_s: float
-    deadline_s: float
-    future: "asyncio.Future[Served[Result]]"
-    request: Span
-    waiting: Span
 
 
 class Batcher(Generic[Item, Result]):
@@ -105,7 +78,7 @@ class Batcher(Generic[Item, Result]):
         self._max_wait_s = max_wait_ms / 1000
         self._metrics = metrics
         self._weigh = weigh
-        self._queue: FairQueue[_Entry[Item, Result]] = FairQueue()
+        self._queue: FairQueue[Entry[Item, Result]] = FairQueue()
         self._admission = Admission(
             self._queue,
             max_weight=max_weight,
@@ -167,7 +140,7 @@ class Batcher(Generic[Item, Result]):
         longest_s = math.inf if begun else self._admission.longest_s[lane]
         request = tracing.current()
         with tracing.step("wait for a batch", {"splitsam.lane": lane.name.lower()}) as waiting:
-            entry = _Entry(item, now_s, now_s + longest_s - waited_s, deadline_s, future, request, waiting)
+            entry = Entry(item, now_s, now_s + longest_s - waited_s, deadline_s, future, request, waiting)
             place = self._queue.make_place(entry, lane, tenant, self._weigh(item))
             self._admit(place, deadline_s, begun=begun)
             self._queue.add(place)
@@ -213,7 +186,7 @@ class Batcher(Generic[Item, Result]):
         if refusal is not None:
             raise refusal
 
-    def _shed(self, newcomer: Place[_Entry[Item, Result]]) -> None:
+    def _shed(self, newcomer: Place[Entry[Item, Result]]) -> None:
         """Refuse those due last whom a newcomer leaves without a place, or with too long a wait."""
         while self._queue.last() is not newcomer and self._admission.is_overfull():
             entry = self._queue.drop_last().item
@@ -239,8 +212,8 @@ class Batcher(Generic[Item, Result]):
                 continue
             await self._room.acquire()
             await self._wait_for_more()
-            batch: list[Place[_Entry[Item, Result]]] = []
-            with self._answering(batch):
+            batch: list[Place[Entry[Item, Result]]] = []
+            with answering(batch, self._name):
                 self._take(batch)
             serving = asyncio.create_task(self._serve([place for place in batch if not place.item.future.done()]))
             self._serving.add(serving)
@@ -263,18 +236,7 @@ class Batcher(Generic[Item, Result]):
             except TimeoutError:
                 return
 
-    @contextlib.contextmanager
-    def _answering(self, batch: list[Place[_Entry[Item, Result]]]) -> Iterator[None]:
-        """Whatever is raised inside, nobody in the batch is left without an answer, and the batcher goes on."""
-        try:
-            yield
-        except (Exception, asyncio.CancelledError):  # a model on the event loop may await what others cancel
-            log.exception("a batch failed outside the model", extra={"batcher": self._name, "batch": len(batch)})
-            for place in batch:
-                if not place.item.future.done():
-                    place.item.future.set_exception(InternalError("the batch that the request was in failed"))
-
-    def _take(self, batch: list[Place[_Entry[Item, Result]]]) -> None:
+    def _take(self, batch: list[Place[Entry[Item, Result]]]) -> None:
         """Fill the next batch, without entries that nobody waits for any more; what has left the queue is in it."""
         weight = 0
         for lane in Lane:
@@ -286,7 +248,7 @@ class Batcher(Generic[Item, Result]):
                     weight += due.weight
         self._metrics.queue_length.labels(self._name).set(len(self))
 
-    def _turn_away(self, due: Place[_Entry[Item, Result]]) -> bool:
+    def _turn_away(self, due: Place[Entry[Item, Result]]) -> bool:
         """Whether an entry whose turn has come is not served: nobody waits for it any more, or it is too late."""
         if due.item.future.done():
             self._metrics.dropped.labels(self._name, "cancelled").inc()
@@ -298,10 +260,10 @@ class Batcher(Generic[Item, Result]):
         due.item.future.set_exception(late)
         return True
 
-    async def _serve(self, batch: list[Place[_Entry[Item, Result]]]) -> None:
+    async def _serve(self, batch: list[Place[Entry[Item, Result]]]) -> None:
         if not batch:
             return
-        with self._answering(batch):
+        with answering(batch, self._name):
             start_s = time.monotonic()
             entries = [place.item for place in batch]
             weight = sum(place.weight for place in batch)
@@ -315,7 +277,7 @@ class Batcher(Generic[Item, Result]):
             self._admission.begin_batch(weight)
             try:
                 results = await self._run_isolating([entry.item for entry in entries])
-                _answer(entries, results, start_s, time.monotonic())  # what fails from here on costs nobody a result
+                answer(entries, results, start_s, time.monotonic())  # what fails from here on costs nobody a result
             finally:
                 end_s = time.monotonic()
                 begun_s = start_s if self._side_by_side else max(start_s, self._ended_s)
@@ -346,16 +308,3 @@ class Batcher(Generic[Item, Result]):
         self, run: Callable[[Sequence[Item]], Any], items: Sequence[Item]
     ) -> Sequence[Result | Exception]:
         return await asyncio.get_running_loop().run_in_executor(self._threads, run, items)
-
-
-def _answer(
-    entries: Sequence[_Entry[Item, Result]], results: Sequence[Result | Exception], start_s: float, end_s: float
-) -> None:
-    """Hand over the results of a batch that ran from start_s to end_s, to those who still wait for them."""
-    for entry, result in zip(entries, results, strict=True):
-        if entry.future.done():
-            continue
-        if isinstance(result, Exception):
-            entry.future.set_exception(result)
-        else:
-            entry.future.set_result(Served(result, (start_s - entry.queued_at_s) * 1000, (end_s - start_s) * 1000))
