@@ -84,6 +84,8 @@ def error_from_rpc(error: grpc.RpcError, address: Address | str) -> SplitsamErro
     status = _status_of(trailing)
     code = error.code() or grpc.StatusCode.UNKNOWN
     info, bad_request, retry = (_unpacked(status, kind) for kind in _DETAIL_TYPES)
+    if code is grpc.StatusCode.CANCELLED and info is None and error.details() not in _CANCELLED_HERE:
+        return stream_ended(f"{address}: the server ended the call")
     retry_delay_s = None
     if retry is not None:
         retry_delay_s = retry.retry_delay.ToTimedelta().total_seconds()
@@ -123,7 +125,7 @@ def too_large(field: str, size_bytes: int, max_bytes: int) -> SplitsamError:
 
 
 def stream_ended(message: str) -> SplitsamError:
-    """The server ended a stream while it owed answers, as it does when it shuts down: its successor has room."""
+    """The server ended a stream, or a call, while it owed answers, as when it shuts down: its successor has room."""
     return SplitsamError(message, code=grpc.StatusCode.UNAVAILABLE, reason="STREAM_ENDED", retry_delay_s=0.5)
 
 
@@ -132,6 +134,8 @@ def stream_broken(message: str) -> SplitsamError:
     return SplitsamError(message, code=grpc.StatusCode.INTERNAL, reason="STREAM_BROKEN")
 
 
+# What grpc says where this side has cancelled the call (grpc 1.85).
+_CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 _DETAIL_TYPES = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
 
 

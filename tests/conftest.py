@@ -1,5 +1,6 @@
 """Its presence puts this folder on the import path, so that tests of every kind share its helpers."""
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--memory-clicks", type=int, default=300, help="of test_click_memory.py")
     parser.addoption("--memory-images", type=int, default=60, help="likewise; the decoder has room for a tenth")
     parser.addoption("--memory-encodes", type=int, default=20, help="images of test_encode_memory.py")
+
+
+@pytest.fixture(autouse=True)
+def log_level_is_nobody_elses() -> Iterator[None]:
+    """Programs that a test runs in this process set it, and what they leave hides the warnings of later tests."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,8 @@ class Scripted:
         entry = entries.pop(0) if len(entries) > 1 else entries[0]
         if isinstance(entry, errors.ServiceError):
             abort(context, entry)
+        if isinstance(entry, grpc.StatusCode):
+            context.abort(entry, entry.value[1])  # as gRPC itself does
         return entry
 
     def methods(self):

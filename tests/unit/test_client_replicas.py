@@ -49,6 +49,14 @@ def test_decoder_that_is_gone_is_passed_over(call):  # noqa: F811
     assert len(alive.calls) == 2  # its own images, and those of the other
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_call_that_a_server_cancels_as_it_stops_is_made_again(call, others):  # noqa: F811
+    stopping = ScriptedDecoder(PredictMasks=[grpc.StatusCode.CANCELLED, None])
+    decoders = [stopping, *(willing() for _ in range(others))]
+    assert len(call("predict_batch", [(key, []) for key in KEYS], decoder=decoders)) == len(KEYS)
+    assert stopping.methods()
+
+
 def test_decoder_that_loads_is_not_waited_for(call):  # noqa: F811
     loading, alive = ScriptedDecoder(PredictMasks=[LOADING]), willing()
     assert len(call("predict_batch", [(key, []) for key in KEYS], decoder=[loading, alive])) == len(KEYS)
