@@ -38,7 +38,8 @@ def test_wheel_installs_only_splitsam_and_its_command(tmp_path):
     programs = tmp_path / "venv" / "bin"
     [packages] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     before = {path.name for path in packages.iterdir()}
-    run(programs / "pip", "install", "--no-deps", "--no-index", wheel)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    run(programs / "pip", "install", "--no-deps", "--no-index", wheel, env=environment)
     [info] = packages.glob("splitsam-*.dist-info")
     installed = packages / "splitsam"
     assert {path.name for path in packages.iterdir()} - before == {"splitsam", info.name}
@@ -52,7 +53,6 @@ def test_wheel_installs_only_splitsam_and_its_command(tmp_path):
         assert (installed / "v1" / f"{name}.proto").is_file()
 
     # The dependencies are lent by this environment, in which splitsam itself is only a link to the tree.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONPATH"] = os.pathsep.join([str(packages), sysconfig.get_path("purelib")])
     version = run(programs / "splitsam", "--version", cwd="/tmp", env=environment)
     assert version.split() == ["splitsam", info.name.removeprefix("splitsam-").removesuffix(".dist-info")]
