@@ -17,11 +17,11 @@ async def watch_redis(cache: RecordCache, metrics: Metrics, period_s: float = _P
         try:
             figures = await cache.measure()
         except CacheUnavailable:
-            figures = None  # the cache has logged it
+            pass  # the cache has logged it
         except PermissionError:
             log.warning("redis does not let this user ask INFO: its memory is in no metric")
             return
-        if figures is not None:
+        else:
             metrics.redis_memory_bytes.set(figures.used_bytes)
             metrics.redis_memory_limit_bytes.set(figures.limit_bytes)
             metrics.redis_evicted.set(figures.evicted)

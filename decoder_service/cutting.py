@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BITS_AT_ONCE = 256 * 2**20
 # Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.
 BOUNDARIES_AT_ONCE = 32 * 2**20
-# As a rule there are no more, so run lengths are written without asking first; of 20 kB for a mask, 5 MB for many.
+# As a rule there are no more, so run lengths are written without asking: 16 KiB of text for a mask, at most 4 MiB.
 BOUNDARIES_OF_A_MASK, BOUNDARIES_GUESSED = 8192, 2 * 2**20
 # A run takes one or two characters as a rule.
 CHARACTERS_PER_RUN = 2

@@ -18,8 +18,8 @@ PROFILED_CALLS = 3
 def time_calls_on_host(call: Callable[[], object], device: torch.device, seconds: float, calls: int) -> list[float]:
     """As `time_calls`, by the host's clock: each call with all that it waits for, and three calls at least.
 
-    Garbage is collected as in a service that is ready, which does not look through PyTorch's modules again: that would
-    be a pause of 0.1 to 0.3 s in one call of some dozens.
+    Garbage is collected as in a service that is ready, which does not look through PyTorch's modules again: that takes
+    longer than most calls.
     """
     first = time_on_host(call, device)
     count = min(calls, max(LEAST_CALLS_ON_HOST, int(1e3 * seconds / first)))

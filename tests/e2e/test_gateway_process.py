@@ -100,7 +100,8 @@ def follow(gateway, key, token):
         yield socket
 
 
-def test_image_that_does_not_arrive_is_not_waited_for(guarded):
+def half_an_image(guarded):
+    """A connection on which half of an upload has been sent."""
     host, _, port = guarded.url.removeprefix("http://").partition(":")
     lines = (
         "POST /v1/images HTTP/1.1",
@@ -108,23 +109,21 @@ def test_image_that_does_not_arrive_is_not_waited_for(guarded):
         f"authorization: Bearer {TOKEN}",
         "content-length: 100",
     )
-    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as slow:
-        slow.sendall("\r\n".join([*lines, "", "half of it"]).encode())
+    connection = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
+    connection.sendall("\r\n".join([*lines, "", "half of it"]).encode())
+    return connection
+
+
+def test_image_that_does_not_arrive_is_not_waited_for(guarded):
+    with half_an_image(guarded) as slow:
         answer = slow.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_caller_that_hangs_up_in_the_middle_of_an_image_is_no_defect(guarded):
     """One would leave its trace in the log, which is looked at when the gateway stops."""
-    host, _, port = guarded.url.removeprefix("http://").partition(":")
-    lines = (
-        "POST /v1/images HTTP/1.1",
-        f"host: {host}:{port}",
-        f"authorization: Bearer {TOKEN}",
-        "content-length: 100",
-    )
-    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as leaving:
-        leaving.sendall("\r\n".join([*lines, "", "half of it"]).encode())
+    with half_an_image(guarded):
+        pass
     requests = "splitsam_gateway_requests_total"
     wait_until(lambda: metric(guarded.metrics_url, requests, route="/v1/images", status="499") == 1, "it has ended")
 
