@@ -16,6 +16,7 @@ from splitsam.common.errors import InvalidArgument
 from splitsam.common.keys import Crop
 from splitsam.encoder_service.image_header import (
     DamagedImage,
+    guess_pixels,
     identify_format,
     read_orientation,
     read_webp_size,
@@ -84,6 +85,8 @@ def check_headers(data: bytes) -> str:
     """What is read before any decoder: nothing is added, sizes and orientations make sense, or the file is damaged."""
     if read_orientation(data) not in range(9):
         raise Broken("an orientation that is none")
+    if guess_pixels(data) < 0:
+        raise Broken("a negative number of pixels")
     read = 0
     for strip in (strip_jpeg, strip_png):
         try:
