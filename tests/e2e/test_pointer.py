@@ -10,8 +10,8 @@ def position(request_id, key, *prompts):
     return pb.PredictMasksStreamRequest(request_id=request_id, request=ask({key: prompts}))
 
 
-def test_newer_position_supersedes_those_not_served_yet(alpha, key):
-    slow = [prompt(point(x, 100)) for x in range(24)]
+def test_newer_position_supersedes_those_not_served_yet(alpha, key, on_gpu):
+    slow = [prompt(point(x % 100, 100)) for x in range(512 if on_gpu else 24)]
     clicks = {number: prompt(point(10 * number, 50)) for number in range(2, 9)}
     requests = [position(1, key, *slow), *(position(number, key, asked) for number, asked in clicks.items())]
     answers = list(alpha.decoder.PredictMasksStream(iter(requests), **alpha.options()))

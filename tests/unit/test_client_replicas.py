@@ -191,7 +191,7 @@ def test_a_prefetch_on_a_connection_that_is_left_ends_in_peace(serve):  # noqa: 
         assert is_alive.get(timeout=10)
 
 
-def test_a_name_of_several_replicas_is_asked_in_turn_past_one_that_goes(call, serve):  # noqa: F811
+def test_a_name_of_several_replicas_is_asked_past_one_that_goes(call, serve):  # noqa: F811
     """As gRPC resolves `dns:///` and the name of a headless Service: one target, several addresses."""
     going = ScriptedDecoder(PredictMasks=[errors.NotReady("draining", retry_delay_s=SOON_S)])
     alive = [willing(), willing()]
@@ -201,7 +201,16 @@ def test_a_name_of_several_replicas_is_asked_in_turn_past_one_that_goes(call, se
     results = call("predict_batch", [(key, []) for key in KEYS], decoder=name)
     assert [result.key for result in results] == KEYS
     assert count(alive, "PredictMasks") == len(KEYS) + 1
-    assert all(each.calls for each in alive)
+
+
+def test_replicas_behind_a_name_are_asked_in_turn(serve):  # noqa: F811
+    replicas = [willing(), willing()]
+    with Client(encoder=GONE, decoder="ipv4:" + ",".join(map(serve, replicas))) as client:
+        for _ in range(1000):  # the first to be connected takes all until the other is
+            client.predict(KEY, points=[(1, 1)])
+            if all(replica.calls for replica in replicas):
+                return
+    pytest.fail("one replica was never asked")
 
 
 def test_encode_many_goes_on_with_the_next_encoder(call):  # noqa: F811
