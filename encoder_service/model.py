@@ -94,8 +94,15 @@ class EncoderModel:
         if isinstance(self.image_encoder, GraphedEncoder):
             with exact_convolutions(self.device, self.dtype):
                 self.image_encoder.capture()
-        for size in self.batch_sizes or (1,):
-            self._run(torch.zeros(size, 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX, device=self.device)).cpu()
+        size = (IMAGE_SIDE_PX, IMAGE_SIDE_PX)
+        blank = PreparedImage(np.zeros((*size, 3), np.uint8), size, size, 0)
+        for count in self.batch_sizes or (1,):
+            # Two are under way at a time: memory that is pinned for the second must not wait for the first then.
+            batches = [self._answer([blank] * count) for _ in range(2 if self.is_graphed else 1)]
+            for batch in batches:
+                next(batch)
+            for batch in batches:
+                finish(batch, self.device)
 
     @torch.inference_mode()
     def _answer(self, images: Sequence[PreparedImage]) -> Steps[list[Tensor | InternalError]]:
