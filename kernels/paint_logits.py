@@ -7,7 +7,8 @@ A program per (row of 64 pixels, prompt) makes 4 rows of 256 logits of it, for t
 upscaled features, 4 MiB a prompt in 16 bits, exist in registers alone.
 
 Per prompt: 4096 x (4 x 256 x 64 + 16 x 64 x 32 + 16 x 32 K) products, 0.8 GFLOP at K = 1; 2 MiB read, 0.25 K written.
-GELU is evaluated 3.1 million times.
+GELU is evaluated 3.1 million times: more instructions than all the rest. In bfloat16 on a GPU it is the tanh form,
+with the GPU's own tanh: 4e-4 from the exact one at most, as much as a feature of 0.2 may be rounded by.
 """
 
 # ruff: noqa: ARG001, N803 (a fake takes all arguments; constexpr names are Triton's)
@@ -45,8 +46,15 @@ def paint_logits_reference(
 
 
 @triton.jit
-def _gelu(x):
-    """x (1 + erf(x / sqrt 2)) / 2 with an erf that is 1.5e-7 off at most: Abramowitz and Stegun, 7.1.26."""
+def _gelu(x, TANH: tl.constexpr):
+    """x (1 + erf(x / sqrt 2)) / 2 with an erf that is 1.5e-7 off at most: Abramowitz and Stegun, 7.1.26.
+
+    With TANH x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, in half as many instructions.
+    """
+    if TANH:
+        inner = x * (0.7978845608028654 + 0.035677408136300125 * x * x)
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [inner], tl.float32, is_pure=True, pack=1)
+        return 0.5 * x + 0.5 * x * t
     a = tl.abs(x)
     t = 1.0 / (1.0 + 0.23164189 * a)
     p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
@@ -57,7 +65,7 @@ def _gelu(x):
 def _paint_kernel(
     pixels, hyper, weight1, bias1, norm_weight, norm_bias, weight2, bias2, out,
     eps,
-    K: tl.constexpr, S: tl.constexpr, C: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, C: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
     """A program per (row of pixels, prompt); what becomes of a pixel stays together, so lines need no sort."""
     y, prompt = tl.program_id(0), tl.program_id(1)
@@ -71,11 +79,11 @@ def _paint_kernel(
         z = tl.reshape(tl.dot(x, tl.trans(w1), input_precision="ieee"), [2 * S, IN]) + first_bias  # x, then sx
         z -= (tl.sum(z, 1) / IN)[:, None]
         z = z * (1.0 / tl.sqrt_rn(tl.sum(z * z, 1) / IN + eps))[:, None] * scale + shift
-        z = _gelu(z).to(x.dtype)
+        z = _gelu(z, TANH).to(x.dtype)
         for ty in tl.static_range(2):
             w2 = tl.load(weight2 + (2 * ty * OUT + tl.arange(0, 2 * OUT))[:, None] * IN + i[None, :])
             features = tl.reshape(tl.dot(z, tl.trans(w2), input_precision="ieee"), [4 * S, OUT])  # x, sx, then tx
-            features = _gelu(features + second_bias)
+            features = _gelu(features + second_bias, TANH)
             for k in tl.static_range(K):
                 h = tl.load(hyper + (prompt * K + k) * OUT + o)[None, :]
                 row = ((prompt * K + k) * (4 * S) + 4 * y + 2 * sy + ty).to(tl.int64)
@@ -128,9 +136,10 @@ def paint_logits(
         return paint_logits_reference(pixels, hyper, weight1, bias1, norm_weight, norm_bias, eps, weight2, bias2)
     prompts, masks = hyper.shape[:2]
     out = hyper.new_empty(prompts, masks, 4 * SIDE, 4 * SIDE)
+    tanh = pixels.dtype == torch.bfloat16 and pixels.device.type == "cuda"
     _paint_kernel[(SIDE, prompts)](
         pixels, hyper, weight1, bias1, norm_weight, norm_bias, weight2, bias2, out, eps,
-        K=masks, S=SIDE, C=CHANNELS, IN=INNER, OUT=OUTER, num_warps=8, num_stages=1,
+        K=masks, S=SIDE, C=CHANNELS, IN=INNER, OUT=OUTER, TANH=tanh, num_warps=8, num_stages=1,
     )  # fmt: skip
     return out
 
