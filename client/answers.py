@@ -103,7 +103,7 @@ def embedding(messages: Sequence[encoder_pb2.DownloadEmbeddingResponse]) -> Embe
         height_px=info.image_size.height,
         input_width_px=info.input_size.width,
         input_height_px=info.input_size.height,
-        values=_widened(content, header.codec).reshape(tuple(header.shape)),
+        values=_widened(content, header.codec, tuple(header.shape)),
     )
 
 
@@ -172,11 +172,15 @@ def _ring(ring: decoder_pb2.Ring) -> NDArray[np.float32]:
     return np.array(ring.xy, np.float32).reshape(-1, 2)
 
 
-def _widened(content: bytes, codec: int) -> NDArray[np.float32]:
+def _widened(content: bytes, codec: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if codec == types_pb2.EMBEDDING_CODEC_FP16:
-        return np.frombuffer(content, "<f2").astype(np.float32)
+        return np.frombuffer(content, "<f2").astype(np.float32).reshape(shape)
     if codec == types_pb2.EMBEDDING_CODEC_BF16:
-        return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
+        return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    if codec == types_pb2.EMBEDDING_CODEC_INT8:
+        scales = np.frombuffer(content, "<f4", count=shape[0]).reshape(-1, 1, 1)
+        wide: NDArray[np.float32] = np.frombuffer(content, np.int8, offset=scales.nbytes).reshape(shape) * scales
+        return wide
     raise ValueError(f"this client does not know the embedding codec {codec}")
 
 

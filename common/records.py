@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.common.codecs import CODECS, Codec, saturate
 from splitsam.common.keys import KEY_BYTES, SCHEMA_VERSION, Address
 
 _HEADER = struct.Struct("<4sHBB16s32s32s3I2I2III")
 HEADER_BYTES = _HEADER.size + 4
 _LAST_ORIENTATION = 8  # of EXIF
-_CODECS: dict[int, torch.dtype] = {1: torch.float16, 2: torch.bfloat16}
-CODECS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_CODECS = {codec.number: codec for codec in CODECS.values()}
 
 
 class BadRecord(Exception):
@@ -46,7 +46,7 @@ class RecordHeader:
         kind: four bytes, EMBEDDING or LOGITS.
         address: tenant tag and key the record was stored under.
         model_id: 64 hex digits.
-        dtype: of the numbers: torch.float16 or torch.bfloat16.
+        codec: of the numbers.
         shape: (256, 64, 64) for an embedding, (1, 256, 256) for logits.
         image_size: the upright image.
         input_size: after resizing, before padding.
@@ -56,7 +56,7 @@ class RecordHeader:
     kind: bytes
     address: Address
     model_id: str
-    dtype: torch.dtype
+    codec: Codec
     shape: tuple[int, int, int]
     image_size: Size
     input_size: Size
@@ -64,7 +64,7 @@ class RecordHeader:
 
     @property
     def payload_bytes(self) -> int:
-        return 2 * self.shape[0] * self.shape[1] * self.shape[2]
+        return self.codec.payload_bytes(self.shape)
 
 
 EMBEDDING = b"SSEM"
@@ -76,18 +76,18 @@ def pack_record(header: RecordHeader, values: torch.Tensor) -> bytes:
     """Write a record.
 
     Args:
-        values: header.shape, any float dtype, on the CPU; cast to header.dtype, finite values saturating.
+        values: header.shape, any float dtype, on the CPU; finite values saturate at what the codec holds.
 
     Raises:
         ValueError: the shape is not the header's.
     """
     if tuple(values.shape) != header.shape:
         raise ValueError(f"a record of shape {header.shape} cannot hold {tuple(values.shape)}")
-    payload = tensor_to_bytes(values, header.dtype)
+    payload = header.codec.write(values)
     fields = _HEADER.pack(
         header.kind,
         SCHEMA_VERSION,
-        _codec_number(header.dtype),
+        header.codec.number,
         header.orientation,
         header.address.tenant_tag,
         header.address.key,
@@ -127,7 +127,7 @@ def unpack_header(data: bytes, kind: bytes, address: Address, size_bytes: int) -
         kind=magic,
         address=address,
         model_id=model_id.hex(),
-        dtype=_CODECS[codec],
+        codec=_CODECS[codec],
         shape=(numbers[0], numbers[1], numbers[2]),
         image_size=Size(numbers[3], numbers[4]),
         input_size=Size(numbers[5], numbers[6]),
@@ -146,7 +146,7 @@ def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHea
     """Read and verify a whole record.
 
     Returns:
-        The header and its values: header.shape, header.dtype, on the CPU.
+        The header and its values: header.shape, header.codec.dtype, on the CPU.
 
     Raises:
         BadRecord: as unpack_header, or the payload's checksum is wrong.
@@ -155,12 +155,7 @@ def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHea
     payload = bytearray(memoryview(data)[HEADER_BYTES:])
     if zlib.crc32(payload) != struct.unpack_from("<I", data, _HEADER.size - 4)[0]:
         raise BadRecord("the payload's checksum is wrong")
-    return header, torch.frombuffer(payload, dtype=header.dtype).reshape(header.shape)
-
-
-def tensor_to_bytes(values: torch.Tensor, dtype: torch.dtype) -> bytes:
-    """Numbers as little-endian bytes in C order; what is finite stays finite (fp16 ends at 65504)."""
-    return saturate(values.detach(), dtype).contiguous().view(torch.int16).numpy().tobytes()
+    return header, header.codec.read(payload, header.shape)
 
 
 def to_fp16(values: torch.Tensor) -> torch.Tensor:
@@ -168,26 +163,8 @@ def to_fp16(values: torch.Tensor) -> torch.Tensor:
     return saturate(values, torch.float16)
 
 
-def saturate(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """In another floating dtype, what is finite staying finite; the tensor itself where it is of that dtype."""
-    if values.dtype == dtype:
-        return values
-    limit = torch.finfo(dtype).max
-    # Clamped in float32: bf16 would round fp16's limit up to 65536, and fp16 cannot hold bf16's limit.
-    return values.to(torch.float32).clamp(-limit, limit).to(dtype)
-
-
 def parse_key(text: str) -> bytes | None:
     """The bytes of a key or token written as 64 lower-case hex digits, or None."""
     if len(text) != 2 * KEY_BYTES or not set(text) <= set("0123456789abcdef"):
         return None
     return bytes.fromhex(text)
-
-
-def codec_name(dtype: torch.dtype) -> str:
-    """`fp16` or `bf16`."""
-    return next(name for name, known in CODECS.items() if known == dtype)
-
-
-def _codec_number(dtype: torch.dtype) -> int:
-    return next(number for number, known in _CODECS.items() if known == dtype)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.errors import CacheUnavailable, RefinementExpired
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.lru import ByteBudgetLRU
@@ -60,7 +61,7 @@ class RefinementStore:
             The token, 64 hex digits.
         """
         address = self._keys.new_refinement_address(tenant, embedding.address.key, mask_index)
-        header = dataclasses.replace(embedding, kind=LOGITS, address=address, dtype=torch.float16, shape=SHAPES[LOGITS])
+        header = dataclasses.replace(embedding, kind=LOGITS, address=address, codec=FP16, shape=SHAPES[LOGITS])
         # A view would keep the whole batch alive.
         kept = logits.clone() if logits.dtype == torch.float16 else to_fp16(logits)
         self._remember(address, kept)

@@ -14,10 +14,11 @@ import torch
 from splitsam.common import tracing
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import CODECS
 from splitsam.common.errors import CacheUnavailable, EmbeddingExpired, InvalidArgument, QueueFull
 from splitsam.common.keys import Address, Crop, EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import CODECS, EMBEDDING, SHAPES, RecordHeader, Size
+from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.common.single_flight import SingleFlight
 from splitsam.encoder_service.in_work import Upload, Work, count_in_lanes, count_on_their_way, hash_and_weigh
 from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
@@ -231,7 +232,7 @@ class EncodePipeline:
             kind=EMBEDDING,
             address=address,
             model_id=self._version.model_id,
-            dtype=CODECS[self._version.codec],
+            codec=CODECS[self._version.codec],
             shape=SHAPES[EMBEDDING],
             image_size=Size(*prepared.image_size),
             input_size=Size(*prepared.input_size),

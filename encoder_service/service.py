@@ -9,13 +9,13 @@ import torch
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import LoadedModel, load_model
+from splitsam.common.codecs import CODECS
 from splitsam.common.device import choose_device, describe_device
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import ENCODE_NICENESS
-from splitsam.common.records import CODECS
 from splitsam.common.redis_figures import watch_redis
 from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
@@ -124,7 +124,7 @@ class EncoderService:
             rungs=choice.rungs,
             device=self._device,
             batch_sizes=settings.batch_sizes if self._device.type == "cuda" else (),
-            embedding_dtype=CODECS[settings.codec],
+            embedding_dtype=CODECS[settings.codec].dtype,
         )
         cache_notes = compile_cache.warm_up(model.warm_up)
         info = ModelInfo(

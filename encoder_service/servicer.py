@@ -12,7 +12,7 @@ from splitsam.common.calls import current_call
 from splitsam.common.errors import InternalError, InvalidArgument, NotReady, ServiceError
 from splitsam.common.keys import Crop
 from splitsam.common.messages import ModelInfo, to_codec, to_embedding_info, to_item_error, to_limits, to_model_info
-from splitsam.common.records import codec_name, parse_key, tensor_to_bytes
+from splitsam.common.records import parse_key
 from splitsam.encoder_service.pipeline import Encoded, EncodePipeline
 from splitsam.encoder_service.settings import EncoderSettings
 from splitsam.v1 import encoder_pb2 as pb
@@ -69,10 +69,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
         if key is None:
             raise InvalidArgument("embedding_key", "is not the 64 lower-case hex digits of a key")
         header, values = await self._pipeline.fetch(current_call.get().tenant, key)
-        payload = await asyncio.to_thread(tensor_to_bytes, values, header.dtype)
+        payload = await asyncio.to_thread(header.codec.write, values)
         first = pb.DownloadEmbeddingHeader(
             embedding=to_embedding_info(header),
-            codec=to_codec(codec_name(header.dtype)),
+            codec=to_codec(header.codec.name),
             shape=header.shape,
             size_bytes=len(payload),
         )

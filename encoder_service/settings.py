@@ -19,7 +19,9 @@ class EncoderSettings(ServiceSettings):
     precision: Literal["fp32", "bf16", "fp8", "int8", "int8_sparse", "seed", "auto"] = Field(
         "fp32", description="Numbers the image encoder computes in; auto: the fastest known to keep the masks"
     )
-    codec: Literal["fp16", "bf16"] = Field("fp16", description="Numbers an embedding is stored in")
+    codec: Literal["fp16", "bf16", "int8"] = Field(
+        "fp16", description="Numbers an embedding is stored in; int8 is half as large"
+    )
     batch_sizes: Annotated[tuple[BatchSize, ...], NoDecode] = Field(
         (1, 4, 16), min_length=1, description="Sizes of batches on a GPU; a CPU takes one image"
     )

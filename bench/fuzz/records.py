@@ -5,10 +5,13 @@ import hashlib
 import zlib
 from random import Random
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.fuzz.mutate import EXTREME_BYTES, EXTREME_INTS, mutate
 from bench.fuzz.target import Broken
+from splitsam.common.codecs import BF16, CODECS, FP16, INT8, Codec
 from splitsam.common.keys import Address
 from splitsam.common.records import (
     EMBEDDING,
@@ -35,20 +38,16 @@ def seeds() -> tuple[bytes, ...]:
     """Records of logits: some of the address that is asked for, then some of others; the last is an embedding's."""
     seeded = torch.Generator().manual_seed(5)
 
-    def record(kind: bytes, address: Address, dtype: torch.dtype, orientation: int) -> bytes:
+    def record(kind: bytes, address: Address, codec: Codec, orientation: int) -> bytes:
         sizes = Size(4000, 3000), Size(1024, 768)
-        header = RecordHeader(kind, address, "0f" * 32, dtype, SHAPES[kind], *sizes, orientation)
+        header = RecordHeader(kind, address, "0f" * 32, codec, SHAPES[kind], *sizes, orientation)
         return pack_record(header, torch.randn(SHAPES[kind], generator=seeded))
 
-    own = [
-        record(LOGITS, ADDRESS, dtype, orientation)
-        for dtype in (torch.float16, torch.bfloat16)
-        for orientation in (0, 8)
-    ]
+    own = [record(LOGITS, ADDRESS, codec, orientation) for codec in CODECS.values() for orientation in (0, 8)]
     return (
         *own,
-        *(record(LOGITS, other, torch.float16, 0) for other in _OTHERS),
-        record(EMBEDDING, ADDRESS, torch.float16, 3),
+        *(record(LOGITS, other, FP16, 0) for other in _OTHERS),
+        record(EMBEDDING, ADDRESS, INT8, 3),
     )
 
 
@@ -98,15 +97,27 @@ def _unpacked(data: bytes, kind: bytes) -> str:
             raise Broken("no reason why the record is bad") from error
         return "BadRecord"
     _check_header(header, kind, len(data))
-    if tuple(values.shape) != SHAPES[kind] or values.dtype != header.dtype:
+    if tuple(values.shape) != SHAPES[kind] or values.dtype != header.codec.dtype:
         raise Broken(f"values of {tuple(values.shape)}, {values.dtype}")
-    if values.view(torch.int16).numpy().tobytes() != data[HEADER_BYTES:]:
+    if not np.array_equal(values.float().numpy(), _numbers(data[HEADER_BYTES:], header), equal_nan=True):
         raise Broken("other numbers than those that are stored")
     end = HEADER_BYTES - _CRC_BYTES
     is_sound = zlib.crc32(data[:end]) == int.from_bytes(data[end:HEADER_BYTES], "little")
     if not is_sound or zlib.crc32(data[HEADER_BYTES:]) != int.from_bytes(data[end - _CRC_BYTES : end], "little"):
         raise Broken("a checksum is wrong and nobody noticed")
     return "record" if hashlib.sha256(data).digest() in _digests() else "forged record"
+
+
+def _numbers(payload: bytes, header: RecordHeader) -> NDArray[np.float32]:
+    """What a payload says, read without torch."""
+    if header.codec is FP16:
+        return np.frombuffer(payload, "<f2").astype(np.float32).reshape(header.shape)
+    if header.codec is BF16:
+        return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(header.shape)
+    scales = np.frombuffer(payload, "<f4", header.shape[0]).reshape(-1, 1, 1)
+    with np.errstate(all="ignore"):
+        wide = np.frombuffer(payload, np.int8, offset=scales.nbytes).reshape(header.shape) * scales
+        return np.clip(wide, -65504, 65504).astype(np.float16).astype(np.float32)
 
 
 def check_header(data: bytes) -> str:

@@ -17,6 +17,7 @@ from bench.loop.rows import STREAMS
 from splitsam.client.errors import SplitsamError, error_from_rpc
 from splitsam.common.auth import DEFAULT_TENANT
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.keys import EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
@@ -43,7 +44,7 @@ async def store_images(redis_url: str, secret: bytes, decoder: str) -> list[str]
         digest = hashlib.sha256(number.to_bytes(4, "big")).digest()
         [address] = keys.embedding_addresses(DEFAULT_TENANT, digest, version)
         shape = SHAPES[EMBEDDING]
-        header = RecordHeader(EMBEDDING, address, model_id, torch.float16, shape, IMAGE_SIZE, _INPUT_SIZE, 0)
+        header = RecordHeader(EMBEDDING, address, model_id, FP16, shape, IMAGE_SIZE, _INPUT_SIZE, 0)
         await cache.put((header, torch.randn(shape)), ttl_s=_KEPT_S)
         stored.append(address.key.hex())
     await cache.close()

@@ -14,9 +14,10 @@ from splitsam.encoder_service.mask_reference import measure_iou
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean IoU of two pipelines' masks, and the prompts for which they rate another mask token best."""
+    """Mean and worst IoU of two pipelines' masks, and the prompts for which they rate another mask token best."""
 
     miou: float
+    worst_iou: float
     index_flips: int
     prompts: int
 
@@ -39,7 +40,7 @@ class MaskComparison:
         ious = torch.cat(
             [measure_iou(self._cut(masks, i), self._masks[i].to(self._device)) for i, masks in enumerate(answers)]
         )
-        return Agreement(float(ious.mean()), flips, len(ious))
+        return Agreement(float(ious.mean()), float(ious.min()), flips, len(ious))
 
     def _answer(self, pipeline: Pipeline, batch: int) -> list[Masks]:
         """Whole batches, as the pipeline was built for; the last is filled up with empty images without prompts."""

@@ -10,6 +10,7 @@ from manifests import DEPLOY
 
 from bench.faults.redis_groups import Cluster, Sentinels
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, Size
@@ -37,7 +38,7 @@ def limited(url: str) -> str:
 
 def new_header() -> RecordHeader:
     address = Address(os.urandom(16), os.urandom(32))
-    return RecordHeader(LOGITS, address, "ab" * 32, torch.float16, SHAPES[LOGITS], Size(4, 3), Size(1024, 768), 0)
+    return RecordHeader(LOGITS, address, "ab" * 32, FP16, SHAPES[LOGITS], Size(4, 3), Size(1024, 768), 0)
 
 
 async def use(cache: RecordCache, header: RecordHeader) -> None:

@@ -10,6 +10,7 @@ from manifests import DEPLOY
 from redis_process import RedisProcess
 
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.keys import EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, LOGITS, SHAPES, RecordHeader, Size
@@ -43,7 +44,7 @@ async def clicks(cache: RecordCache, encoder: KeyRing, decoder: KeyRing, other: 
     """Whether a decoder finds what an encoder stores, and another one what that keeps to refine."""
 
     async def store(kind: bytes, address) -> None:
-        header = RecordHeader(kind, address, "ab" * 32, torch.float16, SHAPES[kind], Size(4, 3), Size(1024, 768), 0)
+        header = RecordHeader(kind, address, "ab" * 32, FP16, SHAPES[kind], Size(4, 3), Size(1024, 768), 0)
         await cache.put((header, torch.ones(SHAPES[kind])), ttl_s=60)
 
     address = encoder.embedding_addresses(TENANT, bytes(32), VERSION)[0]

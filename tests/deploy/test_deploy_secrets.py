@@ -16,6 +16,7 @@ from redis_process import RedisProcess, free_port, redis_server_with_tls
 from splitsam.client.redis_server import find_redis_server
 from splitsam.common.auth import Authenticator
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
@@ -119,7 +120,7 @@ async def test_the_services_user_may_do_all_that_the_cache_does(made, server):
         kind=EMBEDDING,
         address=address,
         model_id="0f" * 32,
-        dtype=torch.float16,
+        codec=FP16,
         shape=SHAPES[EMBEDDING],
         image_size=Size(640, 480),
         input_size=Size(1024, 768),

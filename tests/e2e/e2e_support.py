@@ -30,6 +30,7 @@ from pycocotools import mask as coco
 
 from splitsam.client.processes import LOOPBACK, Child, free_ports, stop_all
 from splitsam.client.stack import Stack, is_serving
+from splitsam.common.codecs import FP16
 from splitsam.common.keys import KeyRing
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, pack_record
 from splitsam.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
@@ -303,7 +304,7 @@ def write_embedding(
         kind=EMBEDDING,
         address=address,
         model_id=model_id,
-        dtype=torch.float16,
+        codec=FP16,
         shape=SHAPES[EMBEDDING],
         image_size=Size(*size),
         input_size=Size(*(int(side * scale + 0.5) for side in size)),

@@ -16,6 +16,7 @@ from splitsam.common import cache as cache_module
 from splitsam.common import keys as keys_module
 from splitsam.common import records as records_module
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import CODECS, FP16, Codec
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.metrics import Metrics
@@ -63,13 +64,13 @@ def cache(connect: Callable[..., RecordCache], redis_server: RedisProcess) -> Re
     return connect(redis_server)
 
 
-def new_header(kind: bytes = LOGITS, dtype: torch.dtype = torch.float16) -> RecordHeader:
+def new_header(kind: bytes = LOGITS, codec: Codec = FP16) -> RecordHeader:
     """Of a record that no other test has."""
     return RecordHeader(
         kind=kind,
         address=Address(os.urandom(16), os.urandom(32)),
         model_id="0f" * 32,
-        dtype=dtype,
+        codec=codec,
         shape=SHAPES[kind],
         image_size=Size(640, 480),
         input_size=Size(1024, 768),
@@ -103,13 +104,13 @@ def lookups(metrics: Metrics, result: str, kind: str = "logits") -> float:
     return metrics.registry.get_sample_value("splitsam_cache_lookups_total", labels) or 0.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-async def test_what_was_put_is_got(cache: RecordCache, metrics: Metrics, dtype: torch.dtype):
-    header = new_header(EMBEDDING, dtype)
+@pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+async def test_what_was_put_is_got(cache: RecordCache, metrics: Metrics, codec: Codec):
+    header = new_header(EMBEDDING, codec)
     await put(cache, header)
     read, numbers = await get(cache, header)
     assert read == header
-    assert torch.equal(numbers, values(EMBEDDING).to(dtype))
+    assert codec.write(numbers) == codec.write(values(EMBEDDING))
     assert lookups(metrics, "hit", "embedding") == 1
 
 

@@ -548,12 +548,17 @@ def test_generate_does_not_begin_again_after_its_first_mask(call):
     assert len(decoder.calls) == 2
 
 
-@pytest.mark.parametrize(("codec", "dtype"), [("FP16", "<f2"), ("BF16", None)])
-def test_download_joins_chunks_and_widens(call, codec, dtype):
+@pytest.mark.parametrize("codec", ["FP16", "BF16", "INT8"])
+def test_download_joins_chunks_and_widens(call, codec):
     import numpy as np
 
     values = np.arange(24, dtype=np.float32) / 4
-    content = values.astype(dtype).tobytes() if dtype else (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    scales = np.array([0.25, 0.25], "<f4")
+    content = {
+        "FP16": values.astype("<f2").tobytes(),
+        "BF16": (values.view(np.uint32) >> 16).astype("<u2").tobytes(),
+        "INT8": scales.tobytes() + (4 * values).astype(np.int8).tobytes(),
+    }[codec]
     header = encoder_pb2.DownloadEmbeddingHeader(
         embedding=FOUND.embedding,
         codec=types_pb2.EmbeddingCodec.Value(f"EMBEDDING_CODEC_{codec}"),

@@ -8,6 +8,7 @@ from redis_process import RedisProcess
 
 from bench.faults.proxy import Proxy
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, Size
@@ -17,7 +18,7 @@ CALLERS, ROUNDS = 4, 40
 
 def header_of(number):
     address = Address(bytes(16), number.to_bytes(32, "big"))
-    return RecordHeader(LOGITS, address, "ab" * 32, torch.float16, SHAPES[LOGITS], Size(4, 3), Size(1024, 768), 0)
+    return RecordHeader(LOGITS, address, "ab" * 32, FP16, SHAPES[LOGITS], Size(4, 3), Size(1024, 768), 0)
 
 
 async def use(cache, number, seen):

@@ -17,6 +17,7 @@ from PIL import Image
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
+from splitsam.common.codecs import FP16
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import DeadlineTooShort, EmbeddingExpired, ReplyTooLarge
 from splitsam.common.keys import KeyRing
@@ -88,7 +89,7 @@ async def serve(redis_server, metrics):
             kind=EMBEDDING,
             address=keys.addresses("acme", KEY)[0],
             model_id=MODEL_ID,
-            dtype=torch.float16,
+            codec=FP16,
             shape=SHAPES[EMBEDDING],
             image_size=Size(width, height),
             input_size=Size(1024, round(1024 * height / width)),

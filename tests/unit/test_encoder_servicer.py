@@ -9,11 +9,12 @@ from redis_process import RedisProcess
 from splitsam.common.batcher import Batcher
 from splitsam.common.cache import RecordCache
 from splitsam.common.calls import Call, current_call
+from splitsam.common.codecs import BF16
 from splitsam.common.errors import EmbeddingExpired, InvalidArgument
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, tensor_to_bytes
+from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.encoder_service.pipeline import EncodePipeline
 from splitsam.encoder_service.servicer import EncoderServicer
 from splitsam.encoder_service.settings import EncoderSettings
@@ -38,7 +39,7 @@ async def stored(redis_server: RedisProcess, metrics: Metrics):
         kind=EMBEDDING,
         address=keys.addresses("acme", os.urandom(32))[0],
         model_id=MODEL_ID,
-        dtype=torch.bfloat16,
+        codec=BF16,
         shape=SHAPES[EMBEDDING],
         image_size=Size(640, 480),
         input_size=Size(1024, 768),
@@ -64,7 +65,7 @@ async def test_a_download_names_the_codec_of_the_stored_numbers_not_of_the_setti
     assert replies[0].header.codec == types_pb2.EMBEDDING_CODEC_BF16
     assert tuple(replies[0].header.shape) == SHAPES[EMBEDDING]
     assert replies[0].header.size_bytes == len(payload)
-    assert payload == tensor_to_bytes(values, torch.bfloat16)
+    assert payload == BF16.write(values)
     assert not any(reply.HasField("header") for reply in replies[1:])
 
 

@@ -9,6 +9,7 @@ from redis_process import RedisProcess
 
 from bench.faults.redis_groups import Cluster, Sentinels
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.errors import CacheUnavailable
 from splitsam.common.keys import Address
 from splitsam.common.records import LOGITS, SHAPES, RecordHeader, Size
@@ -64,7 +65,7 @@ def test_other_urls_are_refused(url):
 def header_of(number):
     address = Address(bytes(16), number.to_bytes(32, "big"))
     sizes = Size(4, 3), Size(1024, 768)
-    return RecordHeader(LOGITS, address, "ab" * 32, torch.float16, SHAPES[LOGITS], *sizes, 0)
+    return RecordHeader(LOGITS, address, "ab" * 32, FP16, SHAPES[LOGITS], *sizes, 0)
 
 
 async def put(cache, number):

@@ -9,6 +9,7 @@ import torch
 from redis_process import RedisProcess
 
 from splitsam.common.cache import RecordCache
+from splitsam.common.codecs import FP16
 from splitsam.common.errors import RefinementExpired
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.metrics import Metrics
@@ -40,7 +41,7 @@ def embedding() -> RecordHeader:
         kind=EMBEDDING,
         address=Address(os.urandom(16), os.urandom(32)),
         model_id="0f" * 32,
-        dtype=torch.float16,
+        codec=FP16,
         shape=SHAPES[EMBEDDING],
         image_size=Size(640, 480),
         input_size=Size(1024, 768),

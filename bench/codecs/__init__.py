@@ -1,0 +1,1 @@
+"""What the HTTP gateway adds to a click."""
