@@ -36,6 +36,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
 from .relpos_hopper import launch_hopper, suits_hopper
+from .relpos_hopper_blocks import launch_blocks, suits_blocks
 from .tiles import Tile, choose_tile
 
 LOG2_E = math.log2(math.e)
@@ -219,10 +220,11 @@ def launch_global_attention(
     batch, tokens, _, heads, d = qkv.shape
     check_scale(scale)
     tile = tile or choose_tile("global", qkv)
-    if tile.overlap and suits_hopper(qkv, grid, tile):
-        out, unsafe = launch_hopper(qkv, rel_pos_h, rel_pos_w, gh, scale * LOG2_E, tile)
-        exact = Tile(tile.block_m, tile.num_warps, 2, tma=True, max_registers=128)
-        return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, exact, out, unsafe)
+    for suits, launch in ((suits_blocks, launch_blocks), (suits_hopper, launch_hopper)):
+        if tile.overlap and suits(qkv, grid, tile):
+            out, unsafe = launch(qkv, rel_pos_h, rel_pos_w, gh, scale * LOG2_E, tile)
+            exact = Tile(tile.block_m, tile.block_m // 16, 2, tma=True, max_registers=128)
+            return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, exact, out, unsafe)
     return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, tile, qkv.new_empty(batch, tokens, heads * d), None)
 
 

@@ -230,7 +230,12 @@ def hopper_kernel(
 
 
 def suits_hopper(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
-    """Whether this kernel takes these inputs: bfloat16, 64 tokens a row, enough pairs of rows, images in one matrix."""
+    """Whether this kernel takes these inputs, a warpgroup for each 64 queries."""
+    return tile.block_m == 16 * tile.num_warps and takes(qkv, grid, tile)
+
+
+def takes(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
+    """Whether inputs are bfloat16, of 64 tokens a row, enough pairs of rows, images in one matrix."""
     gh, gw = grid
     one_matrix = qkv.shape[0] == 1 or qkv.stride(0) == qkv.shape[1] * qkv.stride(1)
     rows_fit = gh % 2 == 0 and 2 * tile.num_stages <= gh <= 64
@@ -247,7 +252,7 @@ def launch_hopper(
     tiles = tokens // tile.block_m
     matrix = qkv.as_strided((batch * tokens, 3 * heads * d), (qkv.stride(1), 1))
     sources = [
-        _descriptor(values, rows, width)
+        describe(values, rows, width)
         for values, rows in ((matrix, tile.block_m), (matrix, 128), (rel_pos_h, 128), (rel_pos_w, 128))
         for width in (d0, d1)
     ]
@@ -262,7 +267,7 @@ def launch_hopper(
     return out, unsafe
 
 
-def _descriptor(values: torch.Tensor, rows: int, width: int) -> TensorDescriptor | None:
+def describe(values: torch.Tensor, rows: int, width: int) -> TensorDescriptor | None:
     """For [rows, width] of a matrix, swizzled as wide as they are."""
     layout = gl.NVMMASharedLayout(2 * width, 16) if width else None
     return TensorDescriptor.from_tensor(values, [rows, width], layout) if width else None

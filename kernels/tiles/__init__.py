@@ -22,7 +22,8 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 class Tile:
     """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
 
-    With `overlap`, `relpos_hopper` computes what suits it; a stage is then two image rows.
+    With `overlap`, `relpos_hopper` computes what suits it; a stage is then two image rows. With 128 query rows to four
+    warps `relpos_hopper_blocks` does; a stage is then one.
     """
 
     block_m: int

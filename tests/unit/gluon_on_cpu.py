@@ -1,4 +1,4 @@
-"""Runs `relpos_hopper`'s Gluon on the CPU, with torch tensors: what is asynchronous happens as late as it may.
+"""Runs the Gluon of `relpos_hopper` and `relpos_hopper_blocks` on the CPU, with torch tensors: what is asynchronous happens as late as it may.
 
 A copy destroys its slot when it starts and arrives when somebody waits for it; a product reads its operands when it is
 waited for. What a GPU might overwrite too soon, or read too soon, is thus NaN or an error here.
@@ -8,7 +8,7 @@ import types
 
 import torch
 
-from splitsam.kernels import relpos_hopper
+from splitsam.kernels import relpos_hopper, relpos_hopper_blocks
 from splitsam.kernels.arguments import head_parts
 
 LAYOUTS = (
@@ -19,6 +19,7 @@ LAYOUTS = (
     "SwizzledSharedLayout",
 )
 PARTS = ("_fetch", "_start_scores", "_start_sum", "_row_term", "_weights", "hopper_kernel")
+BLOCKS_PARTS = ("_start", "_store_terms", "_load_column_terms", "_block_weights", "_finish", "blocks_kernel")
 
 
 class Pointer:
@@ -79,7 +80,7 @@ class Machine:
             int64=torch.int64, num_warps=lambda: warps, num_programs=lambda _: tiles, static_range=range,
             program_id=lambda axis: torch.tensor(indices[axis]), exp2=torch.exp2,
             zeros=lambda shape, dtype, _: torch.zeros(shape, dtype=dtype), arange=lambda a, b, _: torch.arange(a, b),
-            max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis), where=torch.where,
+            max=lambda x, axis: x.amax(axis), maximum=torch.maximum, sum=lambda x, axis: x.sum(axis), where=torch.where,
             convert_layout=lambda x, _: x, load=self.load, store=self.store, allocate_shared_memory=self.allocate,
             **dict.fromkeys(LAYOUTS, lambda *_: None),
         )  # fmt: skip
@@ -88,12 +89,12 @@ class Machine:
             init=lambda *_, **__: None, expect=self.expect, wait=self.arrive, MBarrierLayout=lambda: "barrier"
         )
 
-    def functions(self) -> dict:
+    def functions(self, module, parts: tuple[str, ...]) -> dict:
         names = {"gl": self.gl, "tma": self.tma, "mbarrier": self.mbarrier, "fence_async_shared": lambda: None}
         names |= {"warpgroup_mma": self.multiply, "warpgroup_mma_init": Product, "warpgroup_mma_wait": self.wait}
         names |= {"range": range, "wait_for_all": lambda: None}
-        for name in PARTS:
-            names[name] = types.FunctionType(getattr(relpos_hopper, name).fn.__code__, names, name)
+        for name in parts:
+            names[name] = types.FunctionType(getattr(module, name).fn.__code__, names, name)
         return names
 
     def allocate(self, dtype, shape, layout):
@@ -160,18 +161,36 @@ class Machine:
 
 def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int):
     """(out, unsafe) as `launch_hopper` returns them."""
+    d0, d1 = head_parts(qkv.shape[4])
+    q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
+    sources = [x for m in (q, q, rel_pos_h, rel_pos_w) for x in (m, m if d1 else None)]
+
+    def run(machine, *targets):
+        kernel = machine.functions(relpos_hopper, PARTS)["hopper_kernel"]
+        kernel(*sources, *targets, scale_log2, qkv.shape[3], gh, d0, d1, block_m, stages)
+
+    return _each_program(run, qkv, block_m, block_m // 16)
+
+
+def blocks_attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, stages: int):
+    """(out, unsafe) as `launch_blocks` returns them."""
+    q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
+
+    def run(machine, *targets):
+        kernel = machine.functions(relpos_hopper_blocks, BLOCKS_PARTS)["blocks_kernel"]
+        kernel(q, q, rel_pos_h, rel_pos_w, *targets, scale_log2, qkv.shape[3], gh, stages)
+
+    return _each_program(run, qkv, 128, 4)
+
+
+def _each_program(run, qkv, block_m: int, warps: int):
     batch, tokens, _, heads, d = qkv.shape
-    d0, d1 = head_parts(d)
     tiles = tokens // block_m
-    q = qkv.view(batch * tokens, -1)
-    arguments = [x for m in (q, q, rel_pos_h, rel_pos_w) for x in (m, m if d1 else None)]
     out = torch.full((batch, tokens, heads * d), float("nan"), dtype=torch.bfloat16)
     unsafe = torch.full((batch, heads, tiles), -1, dtype=torch.int32)
     scratch = torch.full((batch * heads * tiles, 64 * block_m), float("nan"))
     for image in range(batch):
         for head in range(heads):
             for tile in range(tiles):
-                kernel = Machine((tile, head, image), tiles, block_m // 16).functions()["hopper_kernel"]
-                kernel(*arguments, Pointer(scratch), Pointer(out), Pointer(unsafe), scale_log2,
-                       heads, gh, d0, d1, block_m, stages)  # fmt: skip
+                run(Machine((tile, head, image), tiles, warps), Pointer(scratch), Pointer(out), Pointer(unsafe))
     return out, unsafe

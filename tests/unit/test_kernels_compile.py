@@ -13,6 +13,7 @@ from splitsam.kernels import tiles
 from splitsam.kernels.arguments import head_parts
 from splitsam.kernels.relpos_global import _global_kernel
 from splitsam.kernels.relpos_hopper import hopper_kernel
+from splitsam.kernels.relpos_hopper_blocks import blocks_kernel
 from splitsam.kernels.relpos_window import _window_kernel
 
 HEADS = {64: 12, 80: 16}
@@ -47,6 +48,15 @@ def compile_hopper(tile: tiles.Tile, d: int):
             else:
                 constants[f"{source}{i}"] = None
     return compiled(hopper_kernel, types, constants, 90, {"num_warps": tile.num_warps})
+
+
+def compile_blocks(stages: int):
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
+    for source in ("queries", "rows", "tables_h", "tables_w"):
+        types[source] = f"tensordesc<bf16[64, 64],{NVMMASharedLayout(128, 16)}>"
+    return compiled(blocks_kernel, types, {"HEADS": 12, "GH": 64, "STAGES": stages}, 90, {"num_warps": 4})
 
 
 def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
@@ -89,6 +99,15 @@ def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, tmp_path: Path)
     binary = compile_hopper(tile, d)
     assert binary.metadata.shared <= SHARED_BYTES[90]
     assert registers(binary, tmp_path).get("STACK", 0) == 0
+    assert not serialised(binary, tmp_path)
+
+
+def test_blocks_kernel_fits_twice_on_a_multiprocessor(tmp_path: Path) -> None:
+    binary = compile_blocks(4)
+    assert 2 * (binary.metadata.shared + 1024) <= SHARED_BYTES[90] + 1024
+    used = registers(binary, tmp_path)
+    assert used.get("STACK", 0) == 0
+    assert 2 * 128 * used.get("REG", 0) <= 65536
     assert not serialised(binary, tmp_path)
 
 
