@@ -8,9 +8,12 @@ flight while which block is exponentiated:
                            | exponentials of b
     start acc_b += p_b v; wait for all but that
 
-A slot of the ring is known when compiled, since its rows are unrolled. A block lies in one image row, so of the table of
-rows it needs as many as there are rows of keys. The position terms, the optimistic softmax and its flag are those of
-`relpos_hopper`, a flag for both blocks.
+A block lies in one image row, so of the table of rows it needs no more than there are rows of keys; and its product with
+the table of columns is turned by each query's own column, since the halves of that table are 64 apart. The optimistic
+softmax and its flag are those of `relpos_hopper`, a flag for both blocks.
+
+With FACTORS the row term is not added to the scores: exp2 of it, rounded to bfloat16, multiplies the weights when they
+are bfloat16, two at a time, where the addition takes an instruction for each. A sum then tells of too small ones, too.
 """
 
 # ruff: noqa: N803, N806
@@ -40,7 +43,7 @@ def _start(q, side, SCORES: gl.constexpr):
 
 
 @gluon.jit
-def _store_terms(q, left, right, rows, terms, rel_h, SCORES: gl.constexpr):
+def _store_terms(q, left, right, rows, terms, rel_h, SCORES: gl.constexpr, FACTORS: gl.constexpr):
     """Stores a block's terms: those of columns to `terms`, turned by the query's own column, those of rows by query."""
     low = _start(q, left, SCORES)
     high = _start(q, right, SCORES)
@@ -50,7 +53,11 @@ def _store_terms(q, left, right, rows, terms, rel_h, SCORES: gl.constexpr):
     key = i + 63 - gl.arange(0, 64, gl.SliceLayout(0, SCORES))[None, :]  # below 64 by the left half of the table
     gl.store(terms + i * 64 + key % 64, gl.where(key < 64, low, high) * 1.4426950408889634)
     by_query: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
-    rel_h._reinterpret(gl.float32, [64, 64], by_query).store(by_row * 1.4426950408889634)
+    by_row *= 1.4426950408889634
+    if FACTORS:
+        # beyond 2^60 infinite, so that the sum tells: a weight too small for float32 might matter there
+        by_row = gl.where(by_row < 60.0, gl.exp2(by_row), float("inf")).to(gl.bfloat16).to(gl.float32)
+    rel_h._reinterpret(gl.float32, [64, 64], by_query).store(by_row)
 
 
 @gluon.jit
@@ -61,11 +68,26 @@ def _load_column_terms(terms, SCORES: gl.constexpr):
 
 
 @gluon.jit
-def _block_weights(s, rel_w, rel_h, column, total, scale_log2, SCORES: gl.constexpr, OPERAND: gl.constexpr):
-    term = rel_h.index(column).permute((1, 0)).load(SCORES)  # [64, 1]
-    p = gl.exp2(s * scale_log2 + (rel_w + term))
-    total += gl.sum(p.reshape([64, 8, 8]), 1)
-    return gl.convert_layout(p.to(gl.bfloat16), OPERAND), total
+def _like(x, y):
+    return gl.convert_layout(x, y.type.layout)
+
+
+@gluon.jit
+def _block_weights(
+    s, rel_w, rel_h, column, total, scale_log2,
+    SCORES: gl.constexpr, OPERAND: gl.constexpr, FACTORS: gl.constexpr,
+):  # fmt: skip
+    of_row = rel_h.index(column).permute((1, 0)).load(SCORES)  # [64, 1]
+    if FACTORS:
+        p = gl.exp2(s * scale_log2 + rel_w)
+        sums = gl.sum(p.reshape([64, 8, 8]), 1)
+        total += sums * _like(of_row, sums)
+        p = p.to(gl.bfloat16) * of_row.to(gl.bfloat16)
+    else:
+        p = gl.exp2(s * scale_log2 + (rel_w + of_row))
+        total += gl.sum(p.reshape([64, 8, 8]), 1)
+        p = p.to(gl.bfloat16)
+    return gl.convert_layout(p, OPERAND), total
 
 
 @gluon.jit
@@ -75,13 +97,14 @@ def _finish(acc, total, starts, SUM: gl.constexpr, HEADS: gl.constexpr):
     i = gl.arange(0, 64, gl.SliceLayout(1, SUM))
     columns = gl.arange(0, 64, gl.SliceLayout(0, SUM))
     gl.store(starts + i[:, None] * (HEADS * 64) + columns[None, :], (acc / sums[:, None]).to(gl.bfloat16))
-    return gl.max(1 - (sums < 1.152921504606847e18).to(gl.int32), 0)  # 2^60, or NaN
+    trusted = (sums < 1.152921504606847e18) & (sums > 9.094947017729282e-13)  # 2^60 and 2^-40, and not NaN
+    return gl.max(1 - trusted.to(gl.int32), 0)
 
 
 @gluon.jit
 def blocks_kernel(
     queries, rows, tables_h, tables_w, scratch, out, flags, scale_log2,
-    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, FACTORS: gl.constexpr,
 ):  # fmt: skip
     """A program per (two image rows of queries, head, image), of one warpgroup; GH is a multiple of STAGES, 4 or more."""
     BYTES: gl.constexpr = 64 * 64 * 2
@@ -126,8 +149,8 @@ def blocks_kernel(
     terms = scratch + program.to(gl.int64) * (2 * 64 * 64)
     q0 = q.index(0)
     q1 = q.index(1)
-    _store_terms(q0, values.index(0), values.index(1), values.index(2), terms, rel_h0, SCORES)
-    _store_terms(q1, values.index(0), values.index(1), values.index(3), terms + 64 * 64, rel_h1, SCORES)
+    _store_terms(q0, values.index(0), values.index(1), values.index(2), terms, rel_h0, SCORES, FACTORS)
+    _store_terms(q1, values.index(0), values.index(1), values.index(3), terms + 64 * 64, rel_h1, SCORES, FACTORS)
     for slot in gl.static_range(STAGES - 1):  # sums stay in flight, so a slot of values is free one row later
         mbarrier.expect(v_ready.index(slot), BYTES)
     wait_for_all()
@@ -140,8 +163,11 @@ def blocks_kernel(
     s0 = _start(q0, keys.index(0), SCORES)
     s1 = _start(q1, keys.index(0), SCORES)
     s0, s1 = warpgroup_mma_wait(0, [s0, s1])
-    rel_w0 -= gl.max(s0 * scale_log2 + rel_w0, 1)[:, None] + rel_h0.index(GH - 1).permute((1, 0)).load(SCORES)
-    rel_w1 -= gl.max(s1 * scale_log2 + rel_w1, 1)[:, None] + rel_h1.index(GH - 1).permute((1, 0)).load(SCORES)
+    rel_w0 -= gl.max(s0 * scale_log2 + rel_w0, 1)[:, None]
+    rel_w1 -= gl.max(s1 * scale_log2 + rel_w1, 1)[:, None]
+    if not FACTORS:
+        rel_w0 -= rel_h0.index(GH - 1).permute((1, 0)).load(SCORES)
+        rel_w1 -= rel_h1.index(GH - 1).permute((1, 0)).load(SCORES)
     zero = gl.zeros([64, 64], gl.float32, SCORES)
     total0 = gl.sum(zero.reshape([64, 8, 8]), 1)
     total1 = gl.sum(zero.reshape([64, 8, 8]), 1)
@@ -152,13 +178,13 @@ def blocks_kernel(
         later = (row + 1) % STAGES
         column = GH - 1 - row
         s1 = _start(q1, keys.index(here), SCORES)
-        p0, total0 = _block_weights(s0, rel_w0, rel_h0, column, total0, scale_log2, SCORES, OPERAND)
+        p0, total0 = _block_weights(s0, rel_w0, rel_h0, column, total0, scale_log2, SCORES, OPERAND, FACTORS)
         mbarrier.wait(v_ready.index(here), (row // STAGES) & 1)
         acc0 = warpgroup_mma(p0, values.index(here), acc0, is_async=True)
         mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
         s0 = _start(q0, keys.index(later), SCORES)
         s1 = warpgroup_mma_wait(2, [s1])
-        p1, total1 = _block_weights(s1, rel_w1, rel_h1, column, total1, scale_log2, SCORES, OPERAND)
+        p1, total1 = _block_weights(s1, rel_w1, rel_h1, column, total1, scale_log2, SCORES, OPERAND, FACTORS)
         acc1 = warpgroup_mma(p1, values.index(here), acc1, is_async=True)
         s0 = warpgroup_mma_wait(1, [s0])
         free = (row + STAGES - 1) % STAGES  # of values: those of the row before have been multiplied
@@ -195,7 +221,7 @@ def launch_blocks(
     unsafe = qkv.new_empty(batch, heads, tokens // 128, dtype=torch.int32)
     blocks_kernel[(tokens // 128, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
-        HEADS=heads, GH=gh, STAGES=tile.num_stages,
+        HEADS=heads, GH=gh, STAGES=tile.num_stages, FACTORS=tile.row_factors,
         num_warps=4, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out, unsafe

@@ -92,7 +92,7 @@ class Machine:
     def functions(self, module, parts: tuple[str, ...]) -> dict:
         names = {"gl": self.gl, "tma": self.tma, "mbarrier": self.mbarrier, "fence_async_shared": lambda: None}
         names |= {"warpgroup_mma": self.multiply, "warpgroup_mma_init": Product, "warpgroup_mma_wait": self.wait}
-        names |= {"range": range, "wait_for_all": lambda: None}
+        names |= {"range": range, "float": float, "wait_for_all": lambda: None, "_like": lambda x, _: x}
         for name in parts:
             names[name] = types.FunctionType(getattr(module, name).fn.__code__, names, name)
         return names
@@ -172,13 +172,13 @@ def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: in
     return _each_program(run, qkv, block_m, block_m // 16)
 
 
-def blocks_attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, stages: int):
+def blocks_attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, stages: int, factors: bool):
     """(out, unsafe) as `launch_blocks` returns them."""
     q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
 
     def run(machine, *targets):
         kernel = machine.functions(relpos_hopper_blocks, BLOCKS_PARTS)["blocks_kernel"]
-        kernel(q, q, rel_pos_h, rel_pos_w, *targets, scale_log2, qkv.shape[3], gh, stages)
+        kernel(q, q, rel_pos_h, rel_pos_w, *targets, scale_log2, qkv.shape[3], gh, stages, factors)
 
     return _each_program(run, qkv, 128, 4)
 

@@ -50,13 +50,14 @@ def compile_hopper(tile: tiles.Tile, d: int):
     return compiled(hopper_kernel, types, constants, 90, {"num_warps": tile.num_warps})
 
 
-def compile_blocks(stages: int):
+def compile_blocks(stages: int, factors: bool):
     from triton.experimental.gluon.language import NVMMASharedLayout
 
     types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
     for source in ("queries", "rows", "tables_h", "tables_w"):
         types[source] = f"tensordesc<bf16[64, 64],{NVMMASharedLayout(128, 16)}>"
-    return compiled(blocks_kernel, types, {"HEADS": 12, "GH": 64, "STAGES": stages}, 90, {"num_warps": 4})
+    constants = {"HEADS": 12, "GH": 64, "STAGES": stages, "FACTORS": factors}
+    return compiled(blocks_kernel, types, constants, 90, {"num_warps": 4})
 
 
 def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
@@ -102,8 +103,9 @@ def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, tmp_path: Path)
     assert not serialised(binary, tmp_path)
 
 
-def test_blocks_kernel_fits_twice_on_a_multiprocessor(tmp_path: Path) -> None:
-    binary = compile_blocks(4)
+@pytest.mark.parametrize("factors", [False, True])
+def test_blocks_kernel_fits_twice_on_a_multiprocessor(factors: bool, tmp_path: Path) -> None:
+    binary = compile_blocks(4, factors)
     assert 2 * (binary.metadata.shared + 1024) <= SHARED_BYTES[90] + 1024
     used = registers(binary, tmp_path)
     assert used.get("STACK", 0) == 0

@@ -34,10 +34,11 @@ def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stag
     assert not unsafe.any()
 
 
+@pytest.mark.parametrize("factors", [False, True])
 @pytest.mark.parametrize(("batch", "gh", "heads"), [(1, 10, 2), (2, 4, 1)])
-def test_two_blocks_of_queries_share_every_copy(batch, gh, heads) -> None:
+def test_two_blocks_of_queries_share_every_copy(batch, gh, heads, factors) -> None:
     tensors = inputs(batch, gh, heads, 64)
-    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, gh, 64**-0.5 * LOG2_E, 4)
+    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, gh, 64**-0.5 * LOG2_E, 4, factors)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
