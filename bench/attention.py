@@ -3,6 +3,7 @@
     python -m bench.attention                  # one table, and bench/results/attention-<gpu>.csv
     python -m bench.attention --tune           # first choose the tiles of this GPU, and write them beside the table
     python -m bench.attention --quick          # batch 1 only
+    python -m bench.attention --variants       # global attention by what no tile chooses yet, and nothing else
 
 Inputs are random, in bfloat16. A time is the median over replays of a CUDA graph and is GPU time alone. TFLOP/s count
 4 d per real query and key (196 keys in a window) whatever a variant computes beyond that. The SDPA variants are given
@@ -21,7 +22,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -76,6 +77,23 @@ CANDIDATES = {
         Tile(128, 8, 1),
         Tile(128, 8, 2),
         Tile(128, 8, 1, max_registers=128),
+    ],
+}
+
+VARIANTS = {
+    64: [
+        Tile(64, 4, 2, overlap=True),
+        Tile(64, 4, 2, overlap=True, hold_q=True),
+        Tile(128, 8, 3, overlap=True),
+        Tile(128, 8, 3, overlap=True, hold_q=True),
+        Tile(128, 4, 4, overlap=True),
+        Tile(128, 4, 4, overlap=True, row_factors=True),
+    ],
+    80: [
+        Tile(64, 4, 2, overlap=True),
+        Tile(64, 4, 2, overlap=True, hold_q=True),
+        Tile(128, 8, 3, overlap=True),
+        Tile(128, 8, 3, overlap=True, hold_q=True),
     ],
 }
 
@@ -279,8 +297,8 @@ def sdpa_variants(case: Case) -> Iterator[Variant]:
         )
 
 
-def cases(batches: tuple[int, ...]) -> Iterator[Case]:
-    for kind, (model, (heads, d)), batch in itertools.product(KINDS, MODELS.items(), batches):
+def cases(batches: tuple[int, ...], kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
+    for kind, (model, (heads, d)), batch in itertools.product(kinds, MODELS.items(), batches):
         yield Case(model, batch, make_inputs(kind, heads, d, batch))
         torch.cuda.empty_cache()
 
@@ -326,8 +344,7 @@ def tune(batches: tuple[int, ...], out: Path) -> list[Row]:
     for case in cases(batches):
         timed = []
         for tile in usable[case.inputs.kind][case.model]:
-            note = ", ".join(f"{key} {value}" for key, value in asdict(tile).items() if value)
-            row = measure(case, ours(case, "candidate", functools.partial(case.inputs.launch, tile), note))
+            row = measure(case, candidate(case, tile))
             rows.append(row)
             print(row.line(), flush=True)
             if not math.isnan(row.ms):
@@ -342,13 +359,34 @@ def tune(batches: tuple[int, ...], out: Path) -> list[Row]:
     return rows
 
 
+def candidate(case: Case, tile: Tile) -> Variant:
+    note = ", ".join(f"{key} {value}" for key, value in asdict(tile).items() if value)
+    return ours(case, "candidate", functools.partial(case.inputs.launch, tile), note)
+
+
 def table(batches: tuple[int, ...]) -> list[Row]:
     rows = []
     for case in cases(batches):
-        variants = itertools.chain([ours(case, "this kernel", case.inputs.operator)], sdpa_variants(case))
-        for variant in variants:
-            rows.append(measure(case, variant))
-            print(rows[-1].line(), flush=True)
+        rows += measure_all(case, [ours(case, "this kernel", case.inputs.operator)])
+        rows += measure_all(case, sdpa_variants(case))
+    return rows
+
+
+def variants_table(batches: tuple[int, ...]) -> list[Row]:
+    """Of global attention: the installed tile, each of VARIANTS, and the mark to beat."""
+    rows = []
+    for case in cases(batches, ("global",)):
+        mark = [variant for variant in sdpa_variants(case) if variant.name == "cuDNN SDPA, no bias"]
+        tried = [candidate(case, tile) for tile in VARIANTS[MODELS[case.model][1]]]
+        rows += measure_all(case, [ours(case, "this kernel", case.inputs.operator), *tried, *mark])
+    return rows
+
+
+def measure_all(case: Case, variants: Iterable[Variant]) -> list[Row]:
+    rows = []
+    for variant in variants:
+        rows.append(measure(case, variant))
+        print(rows[-1].line(), flush=True)
     return rows
 
 
@@ -380,6 +418,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="where the CSV and the tiles go")
     parser.add_argument("--tune", action="store_true", help="choose the tiles of this GPU first")
     parser.add_argument("--quick", action="store_true", help="batch 1 only")
+    parser.add_argument("--variants", action="store_true", help="time what no tile chooses yet, and nothing else")
     parser.add_argument("--commit", default="", help="what the CSV names, where there is no git")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -389,11 +428,12 @@ def main() -> None:
     batches = BATCHES[:1] if options.quick else BATCHES
     machine = environment(options.commit)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    path = options.out / f"attention-{tiles_path(machine['gpu']).stem}.csv"
+    name = "attention-variants" if options.variants else "attention"
+    path = options.out / f"{name}-{tiles_path(machine['gpu']).stem}.csv"
     with torch.inference_mode():
         rows = tune(batches, options.out) if options.tune else []
         write_csv(path, machine, rows)
-        rows += table(batches)
+        rows += variants_table(batches) if options.variants else table(batches)
     write_csv(path, machine, rows)
     print(f"wrote {path} after {time.monotonic() - start:.0f} s", flush=True)
 

@@ -95,7 +95,7 @@ def hopper_kernel(
     queries0, queries1, pairs0, pairs1, tables_h0, tables_h1, tables_w0, tables_w1, scratch, out, flags,
     scale_log2,
     HEADS: gl.constexpr, GH: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr,
-    BLOCK_M: gl.constexpr, STAGES: gl.constexpr,
+    BLOCK_M: gl.constexpr, STAGES: gl.constexpr, HOLD_Q: gl.constexpr,
 ):  # fmt: skip
     D: gl.constexpr = D0 + D1
     E1: gl.constexpr = 16 if D1 == 0 else D1
@@ -168,6 +168,10 @@ def hopper_kernel(
     products = warpgroup_mma_wait(0, [products])
     by_query: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
     rel_h._reinterpret(gl.float32, [BLOCK_M, 128], by_query).store(products * 1.4426950408889634)
+    if HOLD_Q:
+        q0 = q0.load(OPERAND)
+        if D1 > 0:
+            q1 = q1.load(OPERAND)
     wait_for_all()
     for pair in gl.static_range(STAGES - 1):  # sums stay in flight, so a slot of values is free one pair later
         _fetch(pairs0, pairs1, values0, values1, v_ready, pair, token, v_column, D0, D1, PAIRS, STAGES)
@@ -261,7 +265,7 @@ def launch_hopper(
     unsafe = qkv.new_empty(batch, heads, tiles, dtype=torch.int32)
     hopper_kernel[(tiles, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
-        HEADS=heads, GH=gh, D0=d0, D1=d1, BLOCK_M=tile.block_m, STAGES=tile.num_stages,
+        HEADS=heads, GH=gh, D0=d0, D1=d1, BLOCK_M=tile.block_m, STAGES=tile.num_stages, HOLD_Q=tile.hold_q,
         num_warps=tile.num_warps, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out, unsafe

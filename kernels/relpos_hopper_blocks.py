@@ -8,9 +8,9 @@ flight while which block is exponentiated:
                            | exponentials of b
     start acc_b += p_b v; wait for all but that
 
-A block lies in one image row, so of the table of rows it needs no more than there are rows of keys; and its product with
-the table of columns is turned by each query's own column, since the halves of that table are 64 apart. The optimistic
-softmax and its flag are those of `relpos_hopper`, a flag for both blocks.
+A block lies in one image row, so of the table of rows it needs no more than there are rows of keys. The halves of the
+table of columns are 64 apart, so of each pair of products one is wanted, and the skew is a turn of each query's terms.
+The optimistic softmax and its flag are those of `relpos_hopper`, a flag for both blocks.
 
 With FACTORS the row term is not added to the scores: exp2 of it, rounded to bfloat16, multiplies the weights when they
 are bfloat16, two at a time, where the addition takes an instruction for each. A sum then tells of too small ones, too.
@@ -37,9 +37,7 @@ from .tiles import Tile
 
 @gluon.jit
 def _start(q, side, SCORES: gl.constexpr):
-    return warpgroup_mma(
-        q, side.permute((1, 0)), gl.zeros([64, 64], gl.float32, SCORES), use_acc=False, is_async=True
-    )
+    return warpgroup_mma(q, side.permute((1, 0)), gl.zeros([64, 64], gl.float32, SCORES), use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -106,7 +104,7 @@ def blocks_kernel(
     queries, rows, tables_h, tables_w, scratch, out, flags, scale_log2,
     HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, FACTORS: gl.constexpr,
 ):  # fmt: skip
-    """A program per (two image rows of queries, head, image), of one warpgroup; GH is a multiple of STAGES, 4 or more."""
+    """A program per (two image rows of queries, head, image), of one warpgroup; STAGES is 4 or more."""
     BYTES: gl.constexpr = 64 * 64 * 2
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
@@ -136,9 +134,7 @@ def blocks_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.expect(k_ready.index(slot), BYTES)
     for block in gl.static_range(2):
-        tma.async_copy_global_to_shared(
-            queries, [token + tile * 128 + block * 64, head * 64], q_ready, q.index(block)
-        )
+        tma.async_copy_global_to_shared(queries, [token + tile * 128 + block * 64, head * 64], q_ready, q.index(block))
         tma.async_copy_global_to_shared(tables_w, [block * 64, 0], q_ready, values.index(block))
         tma.async_copy_global_to_shared(tables_h, [tile * 2 + block, 0], q_ready, values.index(2 + block))
     for slot in gl.static_range(STAGES):
@@ -192,9 +188,10 @@ def blocks_kernel(
         mbarrier.expect(k_ready.index(here), BYTES, pred=more)
         mbarrier.expect(v_ready.index(free), BYTES, pred=more)
         wait_for_all()
-        ahead = token + (row + STAGES) * 64
-        tma.async_copy_global_to_shared(rows, [ahead, k_column], k_ready.index(here), keys.index(here), pred=more)
-        tma.async_copy_global_to_shared(rows, [ahead - 64, v_column], v_ready.index(free), values.index(free), pred=more)
+        k_token = token + (row + STAGES) * 64
+        v_token = k_token - 64
+        tma.async_copy_global_to_shared(rows, [k_token, k_column], k_ready.index(here), keys.index(here), pred=more)
+        tma.async_copy_global_to_shared(rows, [v_token, v_column], v_ready.index(free), values.index(free), pred=more)
 
     acc0, acc1 = warpgroup_mma_wait(0, [acc0, acc1])
     starts = out + (token + tile * 128).to(gl.int64) * (HEADS * 64) + head * 64
@@ -204,7 +201,7 @@ def blocks_kernel(
 
 
 def suits_blocks(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
-    """Whether this kernel takes these inputs with this tile: heads of 64, two blocks for its one warpgroup, four slots."""
+    """Whether this kernel takes these inputs: heads of 64, two blocks for one warpgroup, slots for the tables."""
     shape = (tile.block_m, tile.num_warps, qkv.shape[-1])
     return shape == (128, 4, 64) and tile.num_stages >= 4 and takes(qkv, grid, tile)
 

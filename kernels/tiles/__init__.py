@@ -22,8 +22,9 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 class Tile:
     """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
 
-    With `overlap`, `relpos_hopper` computes what suits it; a stage is then two image rows. With 128 query rows to four
-    warps `relpos_hopper_blocks` does; a stage is then one, and `row_factors` makes its row terms factors of the weights.
+    With `overlap`, `relpos_hopper` computes what suits it; a stage is then two image rows, and `hold_q` keeps queries
+    in registers. With 128 query rows to four warps `relpos_hopper_blocks` does; a stage is then one image row, and
+    `row_factors` makes its row terms factors of the weights.
     """
 
     block_m: int
@@ -32,6 +33,7 @@ class Tile:
     tma: bool = False
     max_registers: int | None = None
     overlap: bool = False
+    hold_q: bool = False
     row_factors: bool = False
 
     def launch_options(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Runs the Gluon of `relpos_hopper` and `relpos_hopper_blocks` on the CPU, with torch tensors: what is asynchronous happens as late as it may.
+"""Runs the Gluon of the Hopper kernels on the CPU, with torch tensors: what is asynchronous happens as late as it may.
 
 A copy destroys its slot when it starts and arrives when somebody waits for it; a product reads its operands when it is
 waited for. What a GPU might overwrite too soon, or read too soon, is thus NaN or an error here.
@@ -159,7 +159,7 @@ class Machine:
         return found[0] if len(found) == 1 else found
 
 
-def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int):
+def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int, hold_q=False):
     """(out, unsafe) as `launch_hopper` returns them."""
     d0, d1 = head_parts(qkv.shape[4])
     q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
@@ -167,7 +167,7 @@ def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: in
 
     def run(machine, *targets):
         kernel = machine.functions(relpos_hopper, PARTS)["hopper_kernel"]
-        kernel(*sources, *targets, scale_log2, qkv.shape[3], gh, d0, d1, block_m, stages)
+        kernel(*sources, *targets, scale_log2, qkv.shape[3], gh, d0, d1, block_m, stages, hold_q)
 
     return _each_program(run, qkv, block_m, block_m // 16)
 

@@ -1,6 +1,7 @@
 """The kernels compiled for an A100 (sm_80) and an H100 (sm_90) at production tiles, without either."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def compile_hopper(tile: tiles.Tile, d: int):
 
     parts = head_parts(d)
     constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "D0": parts[0], "D1": parts[1]}
-    constants |= {"BLOCK_M": tile.block_m, "STAGES": tile.num_stages}
+    constants |= {"BLOCK_M": tile.block_m, "STAGES": tile.num_stages, "HOLD_Q": tile.hold_q}
     types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
     for source, rows in (("queries", tile.block_m), ("pairs", 128), ("tables_h", 128), ("tables_w", 128)):
         for i, width in enumerate(parts):
@@ -93,11 +94,12 @@ def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
     assert binary.metadata.shared <= SHARED_BYTES[90]
 
 
+@pytest.mark.parametrize("hold_q", [False, True])
 @pytest.mark.parametrize("d", [64, 80])
-def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, tmp_path: Path) -> None:
+def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, hold_q: bool, tmp_path: Path) -> None:
     tile = tiles.lookup_tile("NVIDIA H100 80GB HBM3", f"global {d} bfloat16", 16)
     assert tile.overlap
-    binary = compile_hopper(tile, d)
+    binary = compile_hopper(replace(tile, hold_q=hold_q), d)
     assert binary.metadata.shared <= SHARED_BYTES[90]
     assert registers(binary, tmp_path).get("STACK", 0) == 0
     assert not serialised(binary, tmp_path)

@@ -24,11 +24,11 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize(("block_m", "stages"), [(128, 3), (64, 2)])
+@pytest.mark.parametrize(("block_m", "stages", "hold_q"), [(128, 3, False), (64, 2, False), (64, 2, True)])
 @pytest.mark.parametrize(("batch", "gh", "heads", "d"), [(1, 10, 1, 64), (2, 6, 1, 80)])
-def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages) -> None:
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages, hold_q) -> None:
     tensors = inputs(batch, gh, heads, d)
-    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages)
+    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages, hold_q)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
@@ -45,12 +45,29 @@ def test_two_blocks_of_queries_share_every_copy(batch, gh, heads, factors) -> No
 
 
 @pytest.mark.parametrize("size", [8, 40])  # sums near 2^90, and beyond float32
-def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right(size: int) -> None:
+@pytest.mark.parametrize("kernel", ["hopper", "blocks", "blocks with factors"])
+def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right(size: int, kernel: str) -> None:
     tensors = inputs(1, 6, 1, 64)
     qkv = tensors[0]
     qkv[0, 300, 1] = size * qkv[0, 5, 0]  # a late key that dwarfs all, for the queries like the fifth
     qkv[0, 128:, 0] = qkv[0, 128:, 0] * 0.05  # the other tiles hardly look at any
-    out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3)
+    if kernel == "hopper":
+        out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3)
+    else:
+        out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 6, 64**-0.5 * LOG2_E, 4, "factors" in kernel)
     assert unsafe.flatten().tolist() == [1, 0, 0]
-    kernel, pytorch = errors(tensors, 6, out)
-    assert kernel[:, 128:].max() <= 2 * pytorch[:, 128:].max()
+    error, pytorch = errors(tensors, 6, out)
+    assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
+
+
+@pytest.mark.parametrize("size", [-400.0, 200.0])  # row terms that exp2 takes to 0, and beyond 2^60
+def test_factors_that_leave_the_safe_range_are_flagged(size: float) -> None:
+    tensors = inputs(1, 4, 1, 64)
+    qkv, rel_pos_h, _ = tensors
+    qkv[0, :128, 0, :, 0] = 1.0
+    qkv[0, 128:, 0, :, 0] = 0.0
+    rel_pos_h[:, 0] = size
+    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 4, 64**-0.5 * LOG2_E, 4, True)
+    assert unsafe.flatten().tolist() == [1, 0]
+    error, pytorch = errors(tensors, 4, out)
+    assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
