@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -80,20 +80,30 @@ CANDIDATES = {
     ],
 }
 
+_PAIRS = Tile(64, 4, 2, overlap=True)
+_WIDE_PAIRS = Tile(128, 8, 3, overlap=True)
+_BLOCKS = Tile(128, 4, 4, overlap=True)
 VARIANTS = {
     64: [
-        Tile(64, 4, 2, overlap=True),
-        Tile(64, 4, 2, overlap=True, hold_q=True),
-        Tile(128, 8, 3, overlap=True),
-        Tile(128, 8, 3, overlap=True, hold_q=True),
-        Tile(128, 4, 4, overlap=True),
-        Tile(128, 4, 4, overlap=True, row_factors=True),
+        replace(_PAIRS, hold_q=True),
+        replace(_PAIRS, early_wait=True),
+        replace(_PAIRS, short_table=True),
+        replace(_PAIRS, hold_q=True, early_wait=True, short_table=True),
+        _WIDE_PAIRS,
+        replace(_WIDE_PAIRS, hold_q=True, early_wait=True),
+        _BLOCKS,
+        replace(_BLOCKS, early_wait=True),
+        replace(_BLOCKS, row_factors=True),
+        replace(_BLOCKS, row_factors=True, early_wait=True),
     ],
     80: [
-        Tile(64, 4, 2, overlap=True),
-        Tile(64, 4, 2, overlap=True, hold_q=True),
-        Tile(128, 8, 3, overlap=True),
-        Tile(128, 8, 3, overlap=True, hold_q=True),
+        replace(_WIDE_PAIRS, hold_q=True),
+        replace(_WIDE_PAIRS, early_wait=True),
+        replace(_WIDE_PAIRS, hold_q=True, early_wait=True),
+        _PAIRS,
+        replace(_PAIRS, short_table=True),
+        replace(_PAIRS, short_table=True, hold_q=True),
+        replace(_PAIRS, short_table=True, hold_q=True, early_wait=True),
     ],
 }
 

@@ -8,6 +8,8 @@ program says when to wait. Rows of keys come in pairs (a, b); what is in flight 
                            | exponentials of b
     start acc += p_b v_b; wait for all but that
 
+With EARLY_WAIT s_b is waited for before acc += p_a v_a is started, so that both starts may stand among exponentials.
+
 The softmax is optimistic: a query's scores are taken relative to their maximum in the first image row, once, in place
 of a running maximum that every product of values would have to wait for. bfloat16 has the exponents of float32, so a
 large p is as exact as a small one. A program with a sum above 2^60 sets its flag, and `relpos_global` computes that
@@ -96,6 +98,7 @@ def hopper_kernel(
     scale_log2,
     HEADS: gl.constexpr, GH: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr,
     BLOCK_M: gl.constexpr, STAGES: gl.constexpr, HOLD_Q: gl.constexpr,
+    EARLY_WAIT: gl.constexpr, SHORT_TABLE: gl.constexpr,
 ):  # fmt: skip
     D: gl.constexpr = D0 + D1
     E1: gl.constexpr = 16 if D1 == 0 else D1
@@ -104,6 +107,8 @@ def hopper_kernel(
     PAIRS: gl.constexpr = GH // 2
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 64, 16])
     TERMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, 128, 16])
+    ROWS: gl.constexpr = 64 if SHORT_TABLE else 128  # of rel_pos_h; from the tile's own, one image row needs no more
+    ROW_TERMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, ROWS, 16])
     SUM0: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D0, 16])
     SUM1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, E1, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
@@ -124,11 +129,11 @@ def hopper_kernel(
         q1 = gl.allocate_shared_memory(gl.bfloat16, [BLOCK_M, D1], NARROW)
         keys1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D1], NARROW)
         values1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D1], NARROW)
-    table_h0 = values0.index(0)  # until the first values come
+    table_h0 = values0.index(0).slice(0, ROWS)  # until the first values come
     table_w0 = values0.index(1)
-    table_h1 = values1.index(0)
+    table_h1 = values1.index(0).slice(0, ROWS)
     table_w1 = values1.index(1)
-    rel_h = gl.allocate_shared_memory(gl.float32, [128, 1, BLOCK_M], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    rel_h = gl.allocate_shared_memory(gl.float32, [ROWS, 1, BLOCK_M], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -139,13 +144,14 @@ def hopper_kernel(
     fence_async_shared()
     wait_for_all()
 
-    mbarrier.expect(q_ready, (BLOCK_M + 256) * D * 2)
+    first_row = tile if SHORT_TABLE else 0
+    mbarrier.expect(q_ready, (BLOCK_M + ROWS + 128) * D * 2)
     tma.async_copy_global_to_shared(queries0, [token + tile * BLOCK_M, head * D], q_ready, q0)
-    tma.async_copy_global_to_shared(tables_h0, [0, 0], q_ready, table_h0)
+    tma.async_copy_global_to_shared(tables_h0, [first_row, 0], q_ready, table_h0)
     tma.async_copy_global_to_shared(tables_w0, [0, 0], q_ready, table_w0)
     if D1 > 0:
         tma.async_copy_global_to_shared(queries1, [token + tile * BLOCK_M, head * D + D0], q_ready, q1)
-        tma.async_copy_global_to_shared(tables_h1, [0, D0], q_ready, table_h1)
+        tma.async_copy_global_to_shared(tables_h1, [first_row, D0], q_ready, table_h1)
         tma.async_copy_global_to_shared(tables_w1, [0, D0], q_ready, table_w1)
     for pair in gl.static_range(STAGES):
         _fetch(pairs0, pairs1, keys0, keys1, k_ready, pair, token, k_column, D0, D1, PAIRS, STAGES)
@@ -162,12 +168,13 @@ def hopper_kernel(
     products = warpgroup_mma_wait(0, [products])
     key = (i_terms % 64)[:, None] + 63 - c_terms[None, :]
     gl.store(terms + i_terms[:, None] * 64 + key, products * 1.4426950408889634, mask=(key >= 0) & (key < 64))
+    zero = gl.zeros([BLOCK_M, ROWS], gl.float32, ROW_TERMS)
     products = warpgroup_mma(q0, table_h0.permute((1, 0)), zero, use_acc=False, is_async=True)
     if D1 > 0:
         products = warpgroup_mma(q1, table_h1.permute((1, 0)), products, is_async=True)
     products = warpgroup_mma_wait(0, [products])
     by_query: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
-    rel_h._reinterpret(gl.float32, [BLOCK_M, 128], by_query).store(products * 1.4426950408889634)
+    rel_h._reinterpret(gl.float32, [BLOCK_M, ROWS], by_query).store(products * 1.4426950408889634)
     if HOLD_Q:
         q0 = q0.load(OPERAND)
         if D1 > 0:
@@ -178,7 +185,9 @@ def hopper_kernel(
     i = gl.arange(0, BLOCK_M, gl.SliceLayout(1, SCORES))
     n = gl.arange(0, 64, gl.SliceLayout(0, SCORES))
     rel_w = gl.load(terms + i[:, None] * 64 + n[None, :])
-    column = tile * (BLOCK_M // 64) + GH - 1  # of the table, for the tile's first row of queries and key row 0
+    column = (
+        tile * (BLOCK_M // 64) - first_row + GH - 1
+    )  # of the table, for the tile's first row of queries and key row 0
     second = (i >= 64)[:, None]
 
     mbarrier.wait(k_ready.index(0), 0)
@@ -195,10 +204,15 @@ def hopper_kernel(
         h1 = _row_term(rel_h, column - 2 * pair - 1, second, SCORES, BLOCK_M)
         p0, total = _weights(s0, rel_w, h0, total, scale_log2, OPERAND)
         mbarrier.wait(v_ready.index(pair % STAGES), (pair // STAGES) & 1)
+        if EARLY_WAIT:
+            mbarrier.wait(k_ready.index((pair + 1) % STAGES), ((pair + 1) // STAGES) & 1)
+            s1 = warpgroup_mma_wait(0, [s1])
         acc0, acc1 = _start_sum(p0, acc0, acc1, values0, values1, pair, 0, D1, STAGES)
-        mbarrier.wait(k_ready.index((pair + 1) % STAGES), ((pair + 1) // STAGES) & 1)
+        if not EARLY_WAIT:
+            mbarrier.wait(k_ready.index((pair + 1) % STAGES), ((pair + 1) // STAGES) & 1)
         s2 = _start_scores(q0, q1, keys0, keys1, pair + 1, 0, SCORES, D1, BLOCK_M, STAGES)
-        s1 = warpgroup_mma_wait(2 * EACH, [s1])
+        if not EARLY_WAIT:
+            s1 = warpgroup_mma_wait(2 * EACH, [s1])
         p1, total = _weights(s1, rel_w, h1, total, scale_log2, OPERAND)
         acc0, acc1 = _start_sum(p1, acc0, acc1, values0, values1, pair, 1, D1, STAGES)
         s0 = warpgroup_mma_wait(EACH, [s2])
@@ -234,8 +248,9 @@ def hopper_kernel(
 
 
 def suits_hopper(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
-    """Whether this kernel takes these inputs, a warpgroup for each 64 queries."""
-    return tile.block_m == 16 * tile.num_warps and takes(qkv, grid, tile)
+    """Whether this kernel takes these inputs, a warpgroup for each 64 queries; a short table is for one image row."""
+    fits = tile.block_m == 16 * tile.num_warps and not (tile.short_table and tile.block_m > 64)
+    return fits and takes(qkv, grid, tile)
 
 
 def takes(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
@@ -255,9 +270,10 @@ def launch_hopper(
     d0, d1 = head_parts(d)
     tiles = tokens // tile.block_m
     matrix = qkv.as_strided((batch * tokens, 3 * heads * d), (qkv.stride(1), 1))
+    h_rows = 64 if tile.short_table else 128
     sources = [
         describe(values, rows, width)
-        for values, rows in ((matrix, tile.block_m), (matrix, 128), (rel_pos_h, 128), (rel_pos_w, 128))
+        for values, rows in ((matrix, tile.block_m), (matrix, 128), (rel_pos_h, h_rows), (rel_pos_w, 128))
         for width in (d0, d1)
     ]
     scratch = qkv.new_empty(batch * heads * tiles, 64 * tile.block_m, dtype=torch.float32)
@@ -266,6 +282,7 @@ def launch_hopper(
     hopper_kernel[(tiles, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
         HEADS=heads, GH=gh, D0=d0, D1=d1, BLOCK_M=tile.block_m, STAGES=tile.num_stages, HOLD_Q=tile.hold_q,
+        EARLY_WAIT=tile.early_wait, SHORT_TABLE=tile.short_table,
         num_warps=tile.num_warps, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out, unsafe

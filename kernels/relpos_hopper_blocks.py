@@ -12,6 +12,7 @@ A block lies in one image row, so of the table of rows it needs no more than the
 table of columns are 64 apart, so of each pair of products one is wanted, and the skew is a turn of each query's terms.
 The optimistic softmax and its flag are those of `relpos_hopper`, a flag for both blocks.
 
+With EARLY_WAIT s_b is waited for before acc_a += p_a v is started, so that both starts may stand among exponentials.
 With FACTORS the row term is not added to the scores: exp2 of it, rounded to bfloat16, multiplies the weights when they
 are bfloat16, two at a time, where the addition takes an instruction for each. A sum then tells of too small ones, too.
 """
@@ -103,6 +104,7 @@ def _finish(acc, total, starts, SUM: gl.constexpr, HEADS: gl.constexpr):
 def blocks_kernel(
     queries, rows, tables_h, tables_w, scratch, out, flags, scale_log2,
     HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, FACTORS: gl.constexpr,
+    EARLY_WAIT: gl.constexpr,
 ):  # fmt: skip
     """A program per (two image rows of queries, head, image), of one warpgroup; STAGES is 4 or more."""
     BYTES: gl.constexpr = 64 * 64 * 2
@@ -172,18 +174,23 @@ def blocks_kernel(
     for row in range(GH):
         here = row % STAGES
         later = (row + 1) % STAGES
+        free = (row + STAGES - 1) % STAGES  # of values, at the end: those of the row before have been multiplied
         column = GH - 1 - row
         s1 = _start(q1, keys.index(here), SCORES)
         p0, total0 = _block_weights(s0, rel_w0, rel_h0, column, total0, scale_log2, SCORES, OPERAND, FACTORS)
         mbarrier.wait(v_ready.index(here), (row // STAGES) & 1)
+        if EARLY_WAIT:
+            mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
+            s1 = warpgroup_mma_wait(0, [s1])
         acc0 = warpgroup_mma(p0, values.index(here), acc0, is_async=True)
-        mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
+        if not EARLY_WAIT:
+            mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
         s0 = _start(q0, keys.index(later), SCORES)
-        s1 = warpgroup_mma_wait(2, [s1])
+        if not EARLY_WAIT:
+            s1 = warpgroup_mma_wait(2, [s1])
         p1, total1 = _block_weights(s1, rel_w1, rel_h1, column, total1, scale_log2, SCORES, OPERAND, FACTORS)
         acc1 = warpgroup_mma(p1, values.index(here), acc1, is_async=True)
         s0 = warpgroup_mma_wait(1, [s0])
-        free = (row + STAGES - 1) % STAGES  # of values: those of the row before have been multiplied
         more = row + STAGES <= GH  # keys go one row past the last, for scores that nobody reads
         mbarrier.expect(k_ready.index(here), BYTES, pred=more)
         mbarrier.expect(v_ready.index(free), BYTES, pred=more)
@@ -219,6 +226,7 @@ def launch_blocks(
     blocks_kernel[(tokens // 128, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
         HEADS=heads, GH=gh, STAGES=tile.num_stages, FACTORS=tile.row_factors,
+        EARLY_WAIT=tile.early_wait,
         num_warps=4, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out, unsafe

@@ -22,9 +22,9 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 class Tile:
     """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
 
-    With `overlap`, `relpos_hopper` computes what suits it; a stage is then two image rows, and `hold_q` keeps queries
-    in registers. With 128 query rows to four warps `relpos_hopper_blocks` does; a stage is then one image row, and
-    `row_factors` makes its row terms factors of the weights.
+    With `overlap`, `relpos_hopper` computes what suits it, two image rows a stage; with 128 query rows to four warps,
+    `relpos_hopper_blocks`, one image row a stage. The rest is theirs: queries held in registers; scores waited for
+    before the products after them are started; of the table of rows what one image row needs; row terms as factors.
     """
 
     block_m: int
@@ -34,6 +34,8 @@ class Tile:
     max_registers: int | None = None
     overlap: bool = False
     hold_q: bool = False
+    early_wait: bool = False
+    short_table: bool = False
     row_factors: bool = False
 
     def launch_options(self) -> dict[str, int]:

@@ -159,26 +159,26 @@ class Machine:
         return found[0] if len(found) == 1 else found
 
 
-def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int, hold_q=False):
-    """(out, unsafe) as `launch_hopper` returns them."""
+def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int, options=(0, 0, 0)):
+    """(out, unsafe) as `launch_hopper` returns them; options: HOLD_Q, EARLY_WAIT and SHORT_TABLE."""
     d0, d1 = head_parts(qkv.shape[4])
     q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
     sources = [x for m in (q, q, rel_pos_h, rel_pos_w) for x in (m, m if d1 else None)]
 
     def run(machine, *targets):
         kernel = machine.functions(relpos_hopper, PARTS)["hopper_kernel"]
-        kernel(*sources, *targets, scale_log2, qkv.shape[3], gh, d0, d1, block_m, stages, hold_q)
+        kernel(*sources, *targets, scale_log2, qkv.shape[3], gh, d0, d1, block_m, stages, *options)
 
     return _each_program(run, qkv, block_m, block_m // 16)
 
 
-def blocks_attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, stages: int, factors: bool):
-    """(out, unsafe) as `launch_blocks` returns them."""
+def blocks_attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, stages: int, options):
+    """(out, unsafe) as `launch_blocks` returns them; options: FACTORS and EARLY_WAIT."""
     q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
 
     def run(machine, *targets):
         kernel = machine.functions(relpos_hopper_blocks, BLOCKS_PARTS)["blocks_kernel"]
-        kernel(q, q, rel_pos_h, rel_pos_w, *targets, scale_log2, qkv.shape[3], gh, stages, factors)
+        kernel(q, q, rel_pos_h, rel_pos_w, *targets, scale_log2, qkv.shape[3], gh, stages, *options)
 
     return _each_program(run, qkv, 128, 4)
 

@@ -41,8 +41,10 @@ def compile_hopper(tile: tiles.Tile, d: int):
     parts = head_parts(d)
     constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "D0": parts[0], "D1": parts[1]}
     constants |= {"BLOCK_M": tile.block_m, "STAGES": tile.num_stages, "HOLD_Q": tile.hold_q}
+    constants |= {"EARLY_WAIT": tile.early_wait, "SHORT_TABLE": tile.short_table}
     types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
-    for source, rows in (("queries", tile.block_m), ("pairs", 128), ("tables_h", 128), ("tables_w", 128)):
+    h_rows = 64 if tile.short_table else 128
+    for source, rows in (("queries", tile.block_m), ("pairs", 128), ("tables_h", h_rows), ("tables_w", 128)):
         for i, width in enumerate(parts):
             if width:
                 types[f"{source}{i}"] = f"tensordesc<bf16[{rows}, {width}],{NVMMASharedLayout(2 * width, 16)}>"
@@ -51,13 +53,13 @@ def compile_hopper(tile: tiles.Tile, d: int):
     return compiled(hopper_kernel, types, constants, 90, {"num_warps": tile.num_warps})
 
 
-def compile_blocks(stages: int, factors: bool):
+def compile_blocks(stages: int, factors: bool, early_wait: bool):
     from triton.experimental.gluon.language import NVMMASharedLayout
 
     types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
     for source in ("queries", "rows", "tables_h", "tables_w"):
         types[source] = f"tensordesc<bf16[64, 64],{NVMMASharedLayout(128, 16)}>"
-    constants = {"HEADS": 12, "GH": 64, "STAGES": stages, "FACTORS": factors}
+    constants = {"HEADS": 12, "GH": 64, "STAGES": stages, "FACTORS": factors, "EARLY_WAIT": early_wait}
     return compiled(blocks_kernel, types, constants, 90, {"num_warps": 4})
 
 
@@ -94,25 +96,35 @@ def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
     assert binary.metadata.shared <= SHARED_BYTES[90]
 
 
-@pytest.mark.parametrize("hold_q", [False, True])
+@pytest.mark.parametrize("options", [{}, {"hold_q": True, "early_wait": True}])
 @pytest.mark.parametrize("d", [64, 80])
-def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, hold_q: bool, tmp_path: Path) -> None:
+def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, options: dict[str, bool], tmp_path: Path) -> None:
     tile = tiles.lookup_tile("NVIDIA H100 80GB HBM3", f"global {d} bfloat16", 16)
     assert tile.overlap
-    binary = compile_hopper(replace(tile, hold_q=hold_q), d)
+    binary = compile_hopper(replace(tile, **options), d)
     assert binary.metadata.shared <= SHARED_BYTES[90]
     assert registers(binary, tmp_path).get("STACK", 0) == 0
     assert not serialised(binary, tmp_path)
 
 
-@pytest.mark.parametrize("factors", [False, True])
-def test_blocks_kernel_fits_twice_on_a_multiprocessor(factors: bool, tmp_path: Path) -> None:
-    binary = compile_blocks(4, factors)
+def assert_fits_twice(binary, folder: Path) -> None:
+    """Two programs of four warps on a multiprocessor, each with the 1 KiB that is the driver's."""
     assert 2 * (binary.metadata.shared + 1024) <= SHARED_BYTES[90] + 1024
-    used = registers(binary, tmp_path)
+    used = registers(binary, folder)
     assert used.get("STACK", 0) == 0
     assert 2 * 128 * used.get("REG", 0) <= 65536
-    assert not serialised(binary, tmp_path)
+    assert not serialised(binary, folder)
+
+
+@pytest.mark.parametrize("early_wait", [False, True])
+def test_short_table_fits_twice_with_heads_of_80(early_wait: bool, tmp_path: Path) -> None:
+    tile = tiles.Tile(64, 4, 2, overlap=True, hold_q=True, early_wait=early_wait, short_table=True)
+    assert_fits_twice(compile_hopper(tile, 80), tmp_path)
+
+
+@pytest.mark.parametrize(("factors", "early_wait"), [(False, False), (False, True), (True, True)])
+def test_two_blocks_fit_twice(factors: bool, early_wait: bool, tmp_path: Path) -> None:
+    assert_fits_twice(compile_blocks(4, factors, early_wait), tmp_path)
 
 
 def test_every_installed_tile_is_well_formed() -> None:

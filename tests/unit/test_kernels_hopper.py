@@ -24,21 +24,24 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize(("block_m", "stages", "hold_q"), [(128, 3, False), (64, 2, False), (64, 2, True)])
+@pytest.mark.parametrize(
+    ("block_m", "stages", "options"),
+    [(128, 3, (0, 0, 0)), (64, 2, (0, 0, 0)), (64, 2, (1, 0, 1)), (128, 3, (1, 1, 0)), (64, 2, (0, 1, 1))],
+)
 @pytest.mark.parametrize(("batch", "gh", "heads", "d"), [(1, 10, 1, 64), (2, 6, 1, 80)])
-def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages, hold_q) -> None:
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages, options) -> None:
     tensors = inputs(batch, gh, heads, d)
-    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages, hold_q)
+    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages, options)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
 
 
-@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize("options", [(0, 0), (0, 1), (1, 1)])
 @pytest.mark.parametrize(("batch", "gh", "heads"), [(1, 10, 2), (2, 4, 1)])
-def test_two_blocks_of_queries_share_every_copy(batch, gh, heads, factors) -> None:
+def test_two_blocks_of_queries_share_every_copy(batch, gh, heads, options) -> None:
     tensors = inputs(batch, gh, heads, 64)
-    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, gh, 64**-0.5 * LOG2_E, 4, factors)
+    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, gh, 64**-0.5 * LOG2_E, 4, options)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
@@ -54,7 +57,7 @@ def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right(size: int
     if kernel == "hopper":
         out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3)
     else:
-        out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 6, 64**-0.5 * LOG2_E, 4, "factors" in kernel)
+        out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 6, 64**-0.5 * LOG2_E, 4, ("factors" in kernel, 0))
     assert unsafe.flatten().tolist() == [1, 0, 0]
     error, pytorch = errors(tensors, 6, out)
     assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
@@ -67,7 +70,7 @@ def test_factors_that_leave_the_safe_range_are_flagged(size: float) -> None:
     qkv[0, :128, 0, :, 0] = 1.0
     qkv[0, 128:, 0, :, 0] = 0.0
     rel_pos_h[:, 0] = size
-    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 4, 64**-0.5 * LOG2_E, 4, True)
+    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 4, 64**-0.5 * LOG2_E, 4, (1, 0))
     assert unsafe.flatten().tolist() == [1, 0]
     error, pytorch = errors(tensors, 4, out)
     assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
