@@ -74,3 +74,15 @@ def test_factors_that_leave_the_safe_range_are_flagged(size: float) -> None:
     assert unsafe.flatten().tolist() == [1, 0]
     error, pytorch = errors(tensors, 4, out)
     assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
+
+
+def test_factors_beyond_the_safe_range_are_flagged_though_weights_make_up_for_them() -> None:
+    tensors = inputs(1, 4, 1, 64)
+    qkv, rel_pos_h, _ = tensors
+    qkv[0, :, 0] = 0.0
+    qkv[0, :64, 0, :, :2] = 1.0
+    qkv[0, 64:, 1, :, 0], qkv[0, 64:, 1, :, 1] = 0.0, -480.0  # of scores 2^-87
+    rel_pos_h[:3, 0], rel_pos_h[3:, 0] = 50.0, 0.0  # of factors 2^72, for the first image row of queries
+    rel_pos_h[:, 1] = 0.0
+    _, unsafe = gluon_on_cpu.blocks_attention(*tensors, 4, 64**-0.5 * LOG2_E, 4, (1, 0))
+    assert unsafe.flatten().tolist() == [1, 0]
