@@ -3,7 +3,6 @@
     python -m bench.attention                  # one table, and bench/results/attention-<gpu>.csv
     python -m bench.attention --tune           # first choose the tiles of this GPU, and write them beside the table
     python -m bench.attention --quick          # batch 1 only
-    python -m bench.attention --variants       # global attention by what no tile chooses yet, and nothing else
 
 Inputs are random, in bfloat16. A time is the median over replays of a CUDA graph and is GPU time alone. TFLOP/s count
 4 d per real query and key (196 keys in a window) whatever a variant computes beyond that. The SDPA variants are given
@@ -22,9 +21,9 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -66,9 +65,8 @@ CANDIDATES = {
         Tile(64, 4, 2, tma=True, max_registers=128),
         Tile(64, 4, 3, tma=True, max_registers=128),
         Tile(64, 4, 3, tma=True, max_registers=160),
-        Tile(64, 4, 2, overlap=True),
-        Tile(128, 8, 3, overlap=True),
-        Tile(128, 8, 4, overlap=True),
+        Tile(128, 4, 4, overlap=True),  # for heads of 64
+        Tile(64, 4, 2, overlap=True),  # for heads of 80
     ],
     "window": [
         Tile(64, 4, 1),
@@ -77,33 +75,6 @@ CANDIDATES = {
         Tile(128, 8, 1),
         Tile(128, 8, 2),
         Tile(128, 8, 1, max_registers=128),
-    ],
-}
-
-_PAIRS = Tile(64, 4, 2, overlap=True)
-_WIDE_PAIRS = Tile(128, 8, 3, overlap=True)
-_BLOCKS = Tile(128, 4, 4, overlap=True)
-VARIANTS = {
-    64: [
-        replace(_PAIRS, hold_q=True),
-        replace(_PAIRS, early_wait=True),
-        replace(_PAIRS, short_table=True),
-        replace(_PAIRS, hold_q=True, early_wait=True, short_table=True),
-        _WIDE_PAIRS,
-        replace(_WIDE_PAIRS, hold_q=True, early_wait=True),
-        _BLOCKS,
-        replace(_BLOCKS, early_wait=True),
-        replace(_BLOCKS, row_factors=True),
-        replace(_BLOCKS, row_factors=True, early_wait=True),
-    ],
-    80: [
-        replace(_WIDE_PAIRS, hold_q=True),
-        replace(_WIDE_PAIRS, early_wait=True),
-        replace(_WIDE_PAIRS, hold_q=True, early_wait=True),
-        _PAIRS,
-        replace(_PAIRS, short_table=True),
-        replace(_PAIRS, short_table=True, hold_q=True),
-        replace(_PAIRS, short_table=True, hold_q=True, early_wait=True),
     ],
 }
 
@@ -307,8 +278,8 @@ def sdpa_variants(case: Case) -> Iterator[Variant]:
         )
 
 
-def cases(batches: tuple[int, ...], kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
-    for kind, (model, (heads, d)), batch in itertools.product(kinds, MODELS.items(), batches):
+def cases(batches: tuple[int, ...]) -> Iterator[Case]:
+    for kind, (model, (heads, d)), batch in itertools.product(KINDS, MODELS.items(), batches):
         yield Case(model, batch, make_inputs(kind, heads, d, batch))
         torch.cuda.empty_cache()
 
@@ -354,7 +325,8 @@ def tune(batches: tuple[int, ...], out: Path) -> list[Row]:
     for case in cases(batches):
         timed = []
         for tile in usable[case.inputs.kind][case.model]:
-            row = measure(case, candidate(case, tile))
+            note = ", ".join(f"{key} {value}" for key, value in asdict(tile).items() if value)
+            row = measure(case, ours(case, "candidate", functools.partial(case.inputs.launch, tile), note))
             rows.append(row)
             print(row.line(), flush=True)
             if not math.isnan(row.ms):
@@ -369,34 +341,13 @@ def tune(batches: tuple[int, ...], out: Path) -> list[Row]:
     return rows
 
 
-def candidate(case: Case, tile: Tile) -> Variant:
-    note = ", ".join(f"{key} {value}" for key, value in asdict(tile).items() if value)
-    return ours(case, "candidate", functools.partial(case.inputs.launch, tile), note)
-
-
 def table(batches: tuple[int, ...]) -> list[Row]:
     rows = []
     for case in cases(batches):
-        rows += measure_all(case, [ours(case, "this kernel", case.inputs.operator)])
-        rows += measure_all(case, sdpa_variants(case))
-    return rows
-
-
-def variants_table(batches: tuple[int, ...]) -> list[Row]:
-    """Of global attention: the installed tile, each of VARIANTS, and the mark to beat."""
-    rows = []
-    for case in cases(batches, ("global",)):
-        mark = [variant for variant in sdpa_variants(case) if variant.name == "cuDNN SDPA, no bias"]
-        tried = [candidate(case, tile) for tile in VARIANTS[MODELS[case.model][1]]]
-        rows += measure_all(case, [ours(case, "this kernel", case.inputs.operator), *tried, *mark])
-    return rows
-
-
-def measure_all(case: Case, variants: Iterable[Variant]) -> list[Row]:
-    rows = []
-    for variant in variants:
-        rows.append(measure(case, variant))
-        print(rows[-1].line(), flush=True)
+        variants = itertools.chain([ours(case, "this kernel", case.inputs.operator)], sdpa_variants(case))
+        for variant in variants:
+            rows.append(measure(case, variant))
+            print(rows[-1].line(), flush=True)
     return rows
 
 
@@ -428,7 +379,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="where the CSV and the tiles go")
     parser.add_argument("--tune", action="store_true", help="choose the tiles of this GPU first")
     parser.add_argument("--quick", action="store_true", help="batch 1 only")
-    parser.add_argument("--variants", action="store_true", help="time what no tile chooses yet, and nothing else")
     parser.add_argument("--commit", default="", help="what the CSV names, where there is no git")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -438,12 +388,11 @@ def main() -> None:
     batches = BATCHES[:1] if options.quick else BATCHES
     machine = environment(options.commit)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    name = "attention-variants" if options.variants else "attention"
-    path = options.out / f"{name}-{tiles_path(machine['gpu']).stem}.csv"
+    path = options.out / f"attention-{tiles_path(machine['gpu']).stem}.csv"
     with torch.inference_mode():
         rows = tune(batches, options.out) if options.tune else []
         write_csv(path, machine, rows)
-        rows += variants_table(batches) if options.variants else table(batches)
+        rows += table(batches)
     write_csv(path, machine, rows)
     print(f"wrote {path} after {time.monotonic() - start:.0f} s", flush=True)
 

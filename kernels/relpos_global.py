@@ -35,8 +35,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
-from .relpos_hopper import launch_hopper, suits_hopper
-from .relpos_hopper_blocks import launch_blocks, suits_blocks
+from .relpos_hopper_64 import launch_64, suits_64
+from .relpos_hopper_80 import launch_80, suits_80
 from .tiles import Tile, choose_tile
 
 LOG2_E = math.log2(math.e)
@@ -220,7 +220,7 @@ def launch_global_attention(
     batch, tokens, _, heads, d = qkv.shape
     check_scale(scale)
     tile = tile or choose_tile("global", qkv)
-    for suits, launch in ((suits_blocks, launch_blocks), (suits_hopper, launch_hopper)):
+    for suits, launch in ((suits_64, launch_64), (suits_80, launch_80)):
         if tile.overlap and suits(qkv, grid, tile):
             out, unsafe = launch(qkv, rel_pos_h, rel_pos_w, gh, scale * LOG2_E, tile)
             exact = Tile(tile.block_m, tile.block_m // 16, 2, tma=True, max_registers=128)

@@ -22,9 +22,8 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 class Tile:
     """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
 
-    With `overlap`, `relpos_hopper` computes what suits it, two image rows a stage; with 128 query rows to four warps,
-    `relpos_hopper_blocks`, one image row a stage. The rest is theirs: queries held in registers; scores waited for
-    before the products after them are started; of the table of rows what one image row needs; row terms as factors.
+    With `overlap`, `relpos_hopper_64` computes what suits it with 128 query rows and an image row a stage, and
+    `relpos_hopper_80` with 64 and two image rows a stage, each with 4 warps.
     """
 
     block_m: int
@@ -33,10 +32,6 @@ class Tile:
     tma: bool = False
     max_registers: int | None = None
     overlap: bool = False
-    hold_q: bool = False
-    early_wait: bool = False
-    short_table: bool = False
-    row_factors: bool = False
 
     def launch_options(self) -> dict[str, int]:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}

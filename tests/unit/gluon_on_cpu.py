@@ -8,8 +8,7 @@ import types
 
 import torch
 
-from splitsam.kernels import relpos_hopper, relpos_hopper_blocks
-from splitsam.kernels.arguments import head_parts
+from splitsam.kernels import relpos_hopper_64, relpos_hopper_80
 
 LAYOUTS = (
     "NVMMADistributedLayout",
@@ -18,8 +17,8 @@ LAYOUTS = (
     "NVMMASharedLayout",
     "SwizzledSharedLayout",
 )
-PARTS = ("_fetch", "_start_scores", "_start_sum", "_row_term", "_weights", "hopper_kernel")
-BLOCKS_PARTS = ("_start", "_store_terms", "_load_column_terms", "_block_weights", "_finish", "blocks_kernel")
+PARTS_64 = ("_start", "_store_terms", "_load_column_terms", "_block_weights", "_finish", "hopper_64_kernel")
+PARTS_80 = ("_fetch", "_start_scores", "_start_sum", "_multiply", "_row_term", "_weights", "hopper_80_kernel")
 
 
 class Pointer:
@@ -73,11 +72,11 @@ class Product:
 class Machine:
     """One program at a time, with the products that are in flight, oldest first."""
 
-    def __init__(self, indices: tuple[int, int, int], tiles: int, warps: int):
+    def __init__(self, indices: tuple[int, int, int], tiles: int):
         self.in_flight = []
         self.gl = types.SimpleNamespace(
             constexpr=lambda value: value, float32=torch.float32, bfloat16=torch.bfloat16, int32=torch.int32,
-            int64=torch.int64, num_warps=lambda: warps, num_programs=lambda _: tiles, static_range=range,
+            int64=torch.int64, num_programs=lambda _: tiles, static_range=range,
             program_id=lambda axis: torch.tensor(indices[axis]), exp2=torch.exp2,
             zeros=lambda shape, dtype, _: torch.zeros(shape, dtype=dtype), arange=lambda a, b, _: torch.arange(a, b),
             max=lambda x, axis: x.amax(axis), maximum=torch.maximum, sum=lambda x, axis: x.sum(axis), where=torch.where,
@@ -159,31 +158,24 @@ class Machine:
         return found[0] if len(found) == 1 else found
 
 
-def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, block_m: int, stages: int, options=(0, 0, 0)):
-    """(out, unsafe) as `launch_hopper` returns them; options: HOLD_Q, EARLY_WAIT and SHORT_TABLE."""
-    d0, d1 = head_parts(qkv.shape[4])
+def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float):
+    """(out, unsafe) as `launch_64` and `launch_80` return them, with the fewest stages."""
+    heads, d = qkv.shape[3:]
     q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
-    sources = [x for m in (q, q, rel_pos_h, rel_pos_w) for x in (m, m if d1 else None)]
+    sources = [q, q, rel_pos_h, rel_pos_w]
 
-    def run(machine, *targets):
-        kernel = machine.functions(relpos_hopper, PARTS)["hopper_kernel"]
-        kernel(*sources, *targets, scale_log2, qkv.shape[3], gh, d0, d1, block_m, stages, *options)
+    def run_64(machine, *targets):
+        kernel = machine.functions(relpos_hopper_64, PARTS_64)["hopper_64_kernel"]
+        kernel(*sources, *targets, scale_log2, heads, gh, 4)
 
-    return _each_program(run, qkv, block_m, block_m // 16)
+    def run_80(machine, *targets):
+        kernel = machine.functions(relpos_hopper_80, PARTS_80)["hopper_80_kernel"]
+        kernel(*(source for source in sources for _ in range(2)), *targets, scale_log2, heads, gh, 2)
 
-
-def blocks_attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, stages: int, options):
-    """(out, unsafe) as `launch_blocks` returns them; options: FACTORS and EARLY_WAIT."""
-    q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
-
-    def run(machine, *targets):
-        kernel = machine.functions(relpos_hopper_blocks, BLOCKS_PARTS)["blocks_kernel"]
-        kernel(q, q, rel_pos_h, rel_pos_w, *targets, scale_log2, qkv.shape[3], gh, stages, *options)
-
-    return _each_program(run, qkv, 128, 4)
+    return _each_program(run_64, qkv, 128) if d == 64 else _each_program(run_80, qkv, 64)
 
 
-def _each_program(run, qkv, block_m: int, warps: int):
+def _each_program(run, qkv, block_m: int):
     batch, tokens, _, heads, d = qkv.shape
     tiles = tokens // block_m
     out = torch.full((batch, tokens, heads * d), float("nan"), dtype=torch.bfloat16)
@@ -192,5 +184,5 @@ def _each_program(run, qkv, block_m: int, warps: int):
     for image in range(batch):
         for head in range(heads):
             for tile in range(tiles):
-                run(Machine((tile, head, image), tiles, warps), Pointer(scratch), Pointer(out), Pointer(unsafe))
+                run(Machine((tile, head, image), tiles), Pointer(scratch), Pointer(out), Pointer(unsafe))
     return out, unsafe

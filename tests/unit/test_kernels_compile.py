@@ -1,7 +1,6 @@
 """The kernels compiled for an A100 (sm_80) and an H100 (sm_90) at production tiles, without either."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_t
 from splitsam.kernels import tiles
 from splitsam.kernels.arguments import head_parts
 from splitsam.kernels.relpos_global import _global_kernel
-from splitsam.kernels.relpos_hopper import hopper_kernel
-from splitsam.kernels.relpos_hopper_blocks import blocks_kernel
+from splitsam.kernels.relpos_hopper_64 import hopper_64_kernel
+from splitsam.kernels.relpos_hopper_80 import hopper_80_kernel
 from splitsam.kernels.relpos_window import _window_kernel
 
 HEADS = {64: 12, 80: 16}
@@ -35,32 +34,28 @@ def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
     return compiled(_global_kernel, types, constants, arch, tile.launch_options())
 
 
-def compile_hopper(tile: tiles.Tile, d: int):
+def compile_64():
+    return compile_hopper(hopper_64_kernel, dict.fromkeys(("queries", "rows", "tables_h", "tables_w"), (64, 64)))
+
+
+def compile_80():
+    rows = {"queries": 64, "pairs": 128, "tables_h": 64, "tables_w": 128}
+    parts = {f"{source}{i}": (rows[source], width) for source in rows for i, width in enumerate((64, 16))}
+    return compile_hopper(hopper_80_kernel, parts)
+
+
+def compile_hopper(kernel, sources: dict[str, tuple[int, int]]):
+    """With [rows, width] of each source's descriptor, at the installed tile."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 
-    parts = head_parts(d)
-    constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "D0": parts[0], "D1": parts[1]}
-    constants |= {"BLOCK_M": tile.block_m, "STAGES": tile.num_stages, "HOLD_Q": tile.hold_q}
-    constants |= {"EARLY_WAIT": tile.early_wait, "SHORT_TABLE": tile.short_table}
+    d = 64 if kernel is hopper_64_kernel else 80
+    tile = tiles.lookup_tile("NVIDIA H100 80GB HBM3", f"global {d} bfloat16", 16)
+    assert tile.overlap
     types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
-    h_rows = 64 if tile.short_table else 128
-    for source, rows in (("queries", tile.block_m), ("pairs", 128), ("tables_h", h_rows), ("tables_w", 128)):
-        for i, width in enumerate(parts):
-            if width:
-                types[f"{source}{i}"] = f"tensordesc<bf16[{rows}, {width}],{NVMMASharedLayout(2 * width, 16)}>"
-            else:
-                constants[f"{source}{i}"] = None
-    return compiled(hopper_kernel, types, constants, 90, {"num_warps": tile.num_warps})
-
-
-def compile_blocks(stages: int, factors: bool, early_wait: bool):
-    from triton.experimental.gluon.language import NVMMASharedLayout
-
-    types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
-    for source in ("queries", "rows", "tables_h", "tables_w"):
-        types[source] = f"tensordesc<bf16[64, 64],{NVMMASharedLayout(128, 16)}>"
-    constants = {"HEADS": 12, "GH": 64, "STAGES": stages, "FACTORS": factors, "EARLY_WAIT": early_wait}
-    return compiled(blocks_kernel, types, constants, 90, {"num_warps": 4})
+    for name, (rows, width) in sources.items():
+        types[name] = f"tensordesc<bf16[{rows}, {width}],{NVMMASharedLayout(2 * width, 16)}>"
+    constants = {"HEADS": HEADS[d], "GH": 64, "STAGES": tile.num_stages}
+    return compiled(kernel, types, constants, 90, {"num_warps": tile.num_warps})
 
 
 def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
@@ -96,35 +91,18 @@ def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
     assert binary.metadata.shared <= SHARED_BYTES[90]
 
 
-@pytest.mark.parametrize("options", [{}, {"hold_q": True, "early_wait": True}])
-@pytest.mark.parametrize("d", [64, 80])
-def test_hopper_kernel_multiplies_while_it_exponentiates(d: int, options: dict[str, bool], tmp_path: Path) -> None:
-    tile = tiles.lookup_tile("NVIDIA H100 80GB HBM3", f"global {d} bfloat16", 16)
-    assert tile.overlap
-    binary = compile_hopper(replace(tile, **options), d)
-    assert binary.metadata.shared <= SHARED_BYTES[90]
-    assert registers(binary, tmp_path).get("STACK", 0) == 0
-    assert not serialised(binary, tmp_path)
-
-
-def assert_fits_twice(binary, folder: Path) -> None:
-    """Two programs of four warps on a multiprocessor, each with the 1 KiB that is the driver's."""
-    assert 2 * (binary.metadata.shared + 1024) <= SHARED_BYTES[90] + 1024
-    used = registers(binary, folder)
+@pytest.mark.parametrize("compile_kernel", [compile_64, compile_80])
+def test_overlapping_kernel_multiplies_while_it_exponentiates_twice_on_a_multiprocessor(
+    compile_kernel, tmp_path: Path
+) -> None:
+    binary = compile_kernel()
+    used = registers(binary, tmp_path)
+    print(f"shared {binary.metadata.shared}, {used}")
     assert used.get("STACK", 0) == 0
+    assert not serialised(binary, tmp_path)
+    # Two programs of four warps, each with the 1 KiB that is the driver's.
+    assert 2 * (binary.metadata.shared + 1024) <= SHARED_BYTES[90] + 1024
     assert 2 * 128 * used.get("REG", 0) <= 65536
-    assert not serialised(binary, folder)
-
-
-@pytest.mark.parametrize("early_wait", [False, True])
-def test_short_table_fits_twice_with_heads_of_80(early_wait: bool, tmp_path: Path) -> None:
-    tile = tiles.Tile(64, 4, 2, overlap=True, hold_q=True, early_wait=early_wait, short_table=True)
-    assert_fits_twice(compile_hopper(tile, 80), tmp_path)
-
-
-@pytest.mark.parametrize(("factors", "early_wait"), [(False, False), (False, True), (True, True)])
-def test_two_blocks_fit_twice(factors: bool, early_wait: bool, tmp_path: Path) -> None:
-    assert_fits_twice(compile_blocks(4, factors, early_wait), tmp_path)
 
 
 def test_every_installed_tile_is_well_formed() -> None:

@@ -1,4 +1,4 @@
-"""The overlapping attention kernel's program, step by step on the CPU; test_kernels_compile compiles it."""
+"""The overlapping attention kernels' programs, step by step on the CPU; test_kernels_compile compiles it."""
 
 import pytest
 import torch
@@ -24,43 +24,26 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize(
-    ("block_m", "stages", "options"),
-    [(128, 3, (0, 0, 0)), (64, 2, (0, 0, 0)), (64, 2, (1, 0, 1)), (128, 3, (1, 1, 0)), (64, 2, (0, 1, 1))],
-)
-@pytest.mark.parametrize(("batch", "gh", "heads", "d"), [(1, 10, 1, 64), (2, 6, 1, 80)])
-def test_every_copy_and_product_is_waited_for(batch, gh, heads, d, block_m, stages, options) -> None:
+@pytest.mark.parametrize(("batch", "gh", "heads", "d"), [(1, 10, 2, 64), (2, 4, 1, 64), (1, 10, 1, 80), (2, 6, 1, 80)])
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, d) -> None:
     tensors = inputs(batch, gh, heads, d)
-    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E, block_m, stages, options)
-    kernel, pytorch = errors(tensors, gh, out)
-    assert kernel.max() <= 2 * pytorch.max()
-    assert not unsafe.any()
-
-
-@pytest.mark.parametrize("options", [(0, 0), (0, 1), (1, 1)])
-@pytest.mark.parametrize(("batch", "gh", "heads"), [(1, 10, 2), (2, 4, 1)])
-def test_two_blocks_of_queries_share_every_copy(batch, gh, heads, options) -> None:
-    tensors = inputs(batch, gh, heads, 64)
-    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, gh, 64**-0.5 * LOG2_E, 4, options)
+    out, unsafe = gluon_on_cpu.attention(*tensors, gh, d**-0.5 * LOG2_E)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
 
 
 @pytest.mark.parametrize("size", [8, 40])  # sums near 2^90, and beyond float32
-@pytest.mark.parametrize("kernel", ["hopper", "blocks", "blocks with factors"])
-def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right(size: int, kernel: str) -> None:
-    tensors = inputs(1, 6, 1, 64)
+@pytest.mark.parametrize(("d", "queries"), [(64, 128), (80, 64)])
+def test_tile_misled_by_its_first_keys_is_flagged_and_others_are_right(d: int, queries: int, size: int) -> None:
+    tensors = inputs(1, 6, 1, d)
     qkv = tensors[0]
     qkv[0, 300, 1] = size * qkv[0, 5, 0]  # a late key that dwarfs all, for the queries like the fifth
-    qkv[0, 128:, 0] = qkv[0, 128:, 0] * 0.05  # the other tiles hardly look at any
-    if kernel == "hopper":
-        out, unsafe = gluon_on_cpu.attention(*tensors, 6, 64**-0.5 * LOG2_E, 128, 3)
-    else:
-        out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 6, 64**-0.5 * LOG2_E, 4, ("factors" in kernel, 0))
-    assert unsafe.flatten().tolist() == [1, 0, 0]
+    qkv[0, queries:, 0] = qkv[0, queries:, 0] * 0.05  # the other tiles hardly look at any
+    out, unsafe = gluon_on_cpu.attention(*tensors, 6, d**-0.5 * LOG2_E)
+    assert unsafe.flatten().tolist() == [1] + [0] * (6 * 64 // queries - 1)
     error, pytorch = errors(tensors, 6, out)
-    assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
+    assert error[:, queries:].max() <= 2 * pytorch[:, queries:].max()
 
 
 @pytest.mark.parametrize("size", [-400.0, 200.0])  # row terms that exp2 takes to 0, and beyond 2^60
@@ -70,7 +53,7 @@ def test_factors_that_leave_the_safe_range_are_flagged(size: float) -> None:
     qkv[0, :128, 0, :, 0] = 1.0
     qkv[0, 128:, 0, :, 0] = 0.0
     rel_pos_h[:, 0] = size
-    out, unsafe = gluon_on_cpu.blocks_attention(*tensors, 4, 64**-0.5 * LOG2_E, 4, (1, 0))
+    out, unsafe = gluon_on_cpu.attention(*tensors, 4, 64**-0.5 * LOG2_E)
     assert unsafe.flatten().tolist() == [1, 0]
     error, pytorch = errors(tensors, 4, out)
     assert error[:, 128:].max() <= 2 * pytorch[:, 128:].max()
@@ -84,5 +67,5 @@ def test_factors_beyond_the_safe_range_are_flagged_though_weights_make_up_for_th
     qkv[0, 64:, 1, :, 0], qkv[0, 64:, 1, :, 1] = 0.0, -480.0  # of scores 2^-87
     rel_pos_h[:3, 0], rel_pos_h[3:, 0] = 50.0, 0.0  # of factors 2^72, for the first image row of queries
     rel_pos_h[:, 1] = 0.0
-    _, unsafe = gluon_on_cpu.blocks_attention(*tensors, 4, 64**-0.5 * LOG2_E, 4, (1, 0))
+    _, unsafe = gluon_on_cpu.attention(*tensors, 4, 64**-0.5 * LOG2_E)
     assert unsafe.flatten().tolist() == [1, 0]

@@ -1,20 +1,12 @@
-"""`relpos_hopper` for heads of 64 with two blocks of queries for each warpgroup: half its traffic of keys and values.
+"""`relpos_hopper` for heads of 64: a program per two image rows of queries, one row of keys and values a stage.
 
-A block is one image row of queries. Every row of keys and values in shared memory meets both blocks (a, b); what is in
-flight while which block is exponentiated:
+Every row of keys and values in shared memory meets both blocks, which halves the traffic of keys and values from L2.
+Two programs run on a multiprocessor: 114,760 bytes of shared memory and 250 registers a thread. The halves of the table
+of columns are 64 apart, so of each pair of products one is wanted, and the skew is a turn of each query's terms.
 
-    start s_b              | exponentials of a
-    start acc_a += p_a v, start s_a of the next row of keys; wait for s_b
-                           | exponentials of b
-    start acc_b += p_b v; wait for all but that
-
-A block lies in one image row, so of the table of rows it needs no more than there are rows of keys. The halves of the
-table of columns are 64 apart, so of each pair of products one is wanted, and the skew is a turn of each query's terms.
-The optimistic softmax and its flag are those of `relpos_hopper`, a flag for both blocks.
-
-With EARLY_WAIT s_b is waited for before acc_a += p_a v is started, so that both starts may stand among exponentials.
-With FACTORS the row term is not added to the scores: exp2 of it, rounded to bfloat16, multiplies the weights when they
-are bfloat16, two at a time, where the addition takes an instruction for each. A sum then tells of too small ones, too.
+The row term is not added to the scores, nor in the maximum: exp2 of it, rounded to bfloat16, multiplies the weights
+when they are bfloat16, two at a time, where the addition takes an instruction for each. A program with a factor above
+2^60 or a sum below 2^-40 sets its flag, too.
 """
 
 # ruff: noqa: N803, N806
@@ -42,7 +34,7 @@ def _start(q, side, SCORES: gl.constexpr):
 
 
 @gluon.jit
-def _store_terms(q, left, right, rows, terms, rel_h, SCORES: gl.constexpr, FACTORS: gl.constexpr):
+def _store_terms(q, left, right, rows, terms, rel_h, SCORES: gl.constexpr):
     """Stores a block's terms: those of columns to `terms`, turned by the query's own column, those of rows by query."""
     low = _start(q, left, SCORES)
     high = _start(q, right, SCORES)
@@ -53,9 +45,8 @@ def _store_terms(q, left, right, rows, terms, rel_h, SCORES: gl.constexpr, FACTO
     gl.store(terms + i * 64 + key % 64, gl.where(key < 64, low, high) * 1.4426950408889634)
     by_query: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1])
     by_row *= 1.4426950408889634
-    if FACTORS:
-        # beyond 2^60 infinite, so that the sum tells: a weight too small for float32 might matter there
-        by_row = gl.where(by_row < 60.0, gl.exp2(by_row), float("inf")).to(gl.bfloat16).to(gl.float32)
+    # beyond 2^60 infinite, so that the sum tells: a weight too small for float32 might matter there
+    by_row = gl.where(by_row < 60.0, gl.exp2(by_row), float("inf")).to(gl.bfloat16).to(gl.float32)
     rel_h._reinterpret(gl.float32, [64, 64], by_query).store(by_row)
 
 
@@ -73,19 +64,13 @@ def _like(x, y):
 
 @gluon.jit
 def _block_weights(
-    s, rel_w, rel_h, column, total, scale_log2,
-    SCORES: gl.constexpr, OPERAND: gl.constexpr, FACTORS: gl.constexpr,
+    s, rel_w, rel_h, column, total, scale_log2, SCORES: gl.constexpr, OPERAND: gl.constexpr
 ):  # fmt: skip
     of_row = rel_h.index(column).permute((1, 0)).load(SCORES)  # [64, 1]
-    if FACTORS:
-        p = gl.exp2(s * scale_log2 + rel_w)
-        sums = gl.sum(p.reshape([64, 8, 8]), 1)
-        total += sums * _like(of_row, sums)
-        p = p.to(gl.bfloat16) * of_row.to(gl.bfloat16)
-    else:
-        p = gl.exp2(s * scale_log2 + (rel_w + of_row))
-        total += gl.sum(p.reshape([64, 8, 8]), 1)
-        p = p.to(gl.bfloat16)
+    p = gl.exp2(s * scale_log2 + rel_w)
+    sums = gl.sum(p.reshape([64, 8, 8]), 1)
+    total += sums * _like(of_row, sums)
+    p = p.to(gl.bfloat16) * of_row.to(gl.bfloat16)
     return gl.convert_layout(p, OPERAND), total
 
 
@@ -101,10 +86,9 @@ def _finish(acc, total, starts, SUM: gl.constexpr, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def blocks_kernel(
+def hopper_64_kernel(
     queries, rows, tables_h, tables_w, scratch, out, flags, scale_log2,
-    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, FACTORS: gl.constexpr,
-    EARLY_WAIT: gl.constexpr,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """A program per (two image rows of queries, head, image), of one warpgroup; STAGES is 4 or more."""
     BYTES: gl.constexpr = 64 * 64 * 2
@@ -147,8 +131,8 @@ def blocks_kernel(
     terms = scratch + program.to(gl.int64) * (2 * 64 * 64)
     q0 = q.index(0)
     q1 = q.index(1)
-    _store_terms(q0, values.index(0), values.index(1), values.index(2), terms, rel_h0, SCORES, FACTORS)
-    _store_terms(q1, values.index(0), values.index(1), values.index(3), terms + 64 * 64, rel_h1, SCORES, FACTORS)
+    _store_terms(q0, values.index(0), values.index(1), values.index(2), terms, rel_h0, SCORES)
+    _store_terms(q1, values.index(0), values.index(1), values.index(3), terms + 64 * 64, rel_h1, SCORES)
     for slot in gl.static_range(STAGES - 1):  # sums stay in flight, so a slot of values is free one row later
         mbarrier.expect(v_ready.index(slot), BYTES)
     wait_for_all()
@@ -163,9 +147,6 @@ def blocks_kernel(
     s0, s1 = warpgroup_mma_wait(0, [s0, s1])
     rel_w0 -= gl.max(s0 * scale_log2 + rel_w0, 1)[:, None]
     rel_w1 -= gl.max(s1 * scale_log2 + rel_w1, 1)[:, None]
-    if not FACTORS:
-        rel_w0 -= rel_h0.index(GH - 1).permute((1, 0)).load(SCORES)
-        rel_w1 -= rel_h1.index(GH - 1).permute((1, 0)).load(SCORES)
     zero = gl.zeros([64, 64], gl.float32, SCORES)
     total0 = gl.sum(zero.reshape([64, 8, 8]), 1)
     total1 = gl.sum(zero.reshape([64, 8, 8]), 1)
@@ -177,18 +158,13 @@ def blocks_kernel(
         free = (row + STAGES - 1) % STAGES  # of values, at the end: those of the row before have been multiplied
         column = GH - 1 - row
         s1 = _start(q1, keys.index(here), SCORES)
-        p0, total0 = _block_weights(s0, rel_w0, rel_h0, column, total0, scale_log2, SCORES, OPERAND, FACTORS)
+        p0, total0 = _block_weights(s0, rel_w0, rel_h0, column, total0, scale_log2, SCORES, OPERAND)
         mbarrier.wait(v_ready.index(here), (row // STAGES) & 1)
-        if EARLY_WAIT:
-            mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
-            s1 = warpgroup_mma_wait(0, [s1])
+        mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
+        s1 = warpgroup_mma_wait(0, [s1])
         acc0 = warpgroup_mma(p0, values.index(here), acc0, is_async=True)
-        if not EARLY_WAIT:
-            mbarrier.wait(k_ready.index(later), ((row + 1) // STAGES) & 1)
         s0 = _start(q0, keys.index(later), SCORES)
-        if not EARLY_WAIT:
-            s1 = warpgroup_mma_wait(2, [s1])
-        p1, total1 = _block_weights(s1, rel_w1, rel_h1, column, total1, scale_log2, SCORES, OPERAND, FACTORS)
+        p1, total1 = _block_weights(s1, rel_w1, rel_h1, column, total1, scale_log2, SCORES, OPERAND)
         acc1 = warpgroup_mma(p1, values.index(here), acc1, is_async=True)
         s0 = warpgroup_mma_wait(1, [s0])
         more = row + STAGES <= GH  # keys go one row past the last, for scores that nobody reads
@@ -207,26 +183,25 @@ def blocks_kernel(
     gl.store(flags + program, unsafe)
 
 
-def suits_blocks(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
-    """Whether this kernel takes these inputs: heads of 64, two blocks for one warpgroup, slots for the tables."""
-    shape = (tile.block_m, tile.num_warps, qkv.shape[-1])
-    return shape == (128, 4, 64) and tile.num_stages >= 4 and takes(qkv, grid, tile)
+def suits_64(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
+    """Whether this kernel takes these inputs: heads of 64, slots for the tables, rows for all slots."""
+    slots_fit = 4 <= tile.num_stages <= grid[0]
+    return (tile.block_m, tile.num_warps, qkv.shape[-1]) == (128, 4, 64) and slots_fit and takes(qkv, grid)
 
 
-def launch_blocks(
+def launch_64(
     qkv: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, gh: int, scale_log2: float, tile: Tile
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `launch_hopper`, with a flag for every two image rows."""
+    """[B, tokens, heads * 64], and [B, heads, gh / 2] int32, not 0 where those rows must be computed again."""
     batch, tokens, _, heads, _ = qkv.shape
     matrix = qkv.as_strided((batch * tokens, 3 * heads * 64), (qkv.stride(1), 1))
     sources = [describe(values, 64, 64) for values in (matrix, matrix, rel_pos_h, rel_pos_w)]
     scratch = qkv.new_empty(batch * heads * tokens, 64, dtype=torch.float32)
     out = qkv.new_empty(batch, tokens, heads * 64)
-    unsafe = qkv.new_empty(batch, heads, tokens // 128, dtype=torch.int32)
-    blocks_kernel[(tokens // 128, heads, batch)](
+    unsafe = qkv.new_empty(batch, heads, gh // 2, dtype=torch.int32)
+    hopper_64_kernel[(gh // 2, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
-        HEADS=heads, GH=gh, STAGES=tile.num_stages, FACTORS=tile.row_factors,
-        EARLY_WAIT=tile.early_wait,
+        HEADS=heads, GH=gh, STAGES=tile.num_stages,
         num_warps=4, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out, unsafe
