@@ -32,6 +32,11 @@ def quantise_rows_reference(x: torch.Tensor, gelu: bool = False) -> tuple[torch.
     return (values * (1 / scales)).to(FLOAT8), scales
 
 
+def to_float8(x: torch.Tensor) -> torch.Tensor:
+    """x in e4m3; numbers beyond its range become its largest, as in a kernel, and not NaN."""
+    return x.clamp(-LARGEST, LARGEST).to(FLOAT8)
+
+
 @triton.jit
 def store_quantised(values, out, scales, row, columns, real, C: tl.constexpr):
     """A row of float32 values, 0 beyond its end, to its place in out [M, C] and its scale to scales [M]."""

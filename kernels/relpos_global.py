@@ -35,6 +35,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
+from .quantise_rows import FLOAT8, to_float8
 from .relpos_hopper_64 import launch_64, suits_64
 from .relpos_hopper_80 import launch_80, suits_80
 from .tiles import Tile, choose_tile
@@ -213,19 +214,21 @@ def launch_global_attention(
     grid: tuple[int, int],
     scale: float,
     tile: Tile | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """`global_attention` with a tile of the caller's choice."""
+    """`global_attention` with a tile of the caller's choice, and an output in another dtype than qkv's."""
     gh, gw = grid
     _check(qkv, rel_pos_h, rel_pos_w, gh, gw)
     batch, tokens, _, heads, d = qkv.shape
     check_scale(scale)
     tile = tile or choose_tile("global", qkv)
+    out = qkv.new_empty(batch, tokens, heads * d, dtype=dtype or qkv.dtype)
     for suits, launch in ((suits_64, launch_64), (suits_80, launch_80)):
         if tile.overlap and suits(qkv, grid, tile):
-            out, unsafe = launch(qkv, rel_pos_h, rel_pos_w, gh, scale * LOG2_E, tile)
+            unsafe = launch(qkv, rel_pos_h, rel_pos_w, out, gh, scale * LOG2_E, tile)
             exact = Tile(tile.block_m, tile.block_m // 16, 2, tma=True, max_registers=128)
             return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, exact, out, unsafe)
-    return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, tile, qkv.new_empty(batch, tokens, heads * d), None)
+    return _launch(qkv, rel_pos_h, rel_pos_w, grid, scale, tile, out, None)
 
 
 def _launch(
@@ -270,6 +273,7 @@ def global_attention(
     grid_h: int,
     grid_w: int,
     scale: float,
+    float8: bool = False,
 ) -> torch.Tensor:
     """`global_attention_reference` as one kernel; on a CPU, unless interpreted, that reference itself.
 
@@ -278,6 +282,7 @@ def global_attention(
         rel_pos_h: [2 * grid_h - 1, d], rel_pos_w: [2 * grid_w - 1, d], contiguous, in the dtype of qkv.
         grid_h, grid_w: the grid, up to 128 a side; fastest where an image row is 16, 32, 64 or 128 tokens.
         scale: positive, of the scores, on q.
+        float8: numbers of e4m3, from -448 to 448, in the place of those of qkv's dtype; on a GPU from sm_89 on.
 
     Returns:
         [B, grid_h * grid_w, heads * d], contiguous.
@@ -288,8 +293,10 @@ def global_attention(
     if has_no_kernel(qkv.device):
         _check(qkv, rel_pos_h, rel_pos_w, grid_h, grid_w)
         check_scale(scale)
-        return global_attention_reference(qkv, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
-    return launch_global_attention(qkv, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
+        out = global_attention_reference(qkv, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
+        return to_float8(out) if float8 else out
+    dtype = FLOAT8 if float8 else qkv.dtype
+    return launch_global_attention(qkv, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale, dtype=dtype)
 
 
 @global_attention.register_fake
@@ -300,5 +307,7 @@ def _(
     grid_h: int,
     grid_w: int,
     scale: float,
+    float8: bool = False,
 ) -> torch.Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[3] * qkv.shape[4])
+    dtype = FLOAT8 if float8 else qkv.dtype
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[3] * qkv.shape[4], dtype=dtype)

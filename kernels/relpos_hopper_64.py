@@ -80,7 +80,7 @@ def _finish(acc, total, starts, SUM: gl.constexpr, HEADS: gl.constexpr):
     sums = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, SUM))
     i = gl.arange(0, 64, gl.SliceLayout(1, SUM))
     columns = gl.arange(0, 64, gl.SliceLayout(0, SUM))
-    gl.store(starts + i[:, None] * (HEADS * 64) + columns[None, :], (acc / sums[:, None]).to(gl.bfloat16))
+    gl.store(starts + i[:, None] * (HEADS * 64) + columns[None, :], (acc / sums[:, None]).to(starts.dtype.element_ty))
     trusted = (sums < 1.152921504606847e18) & (sums > 9.094947017729282e-13)  # 2^60 and 2^-40, and not NaN
     return gl.max(1 - trusted.to(gl.int32), 0)
 
@@ -190,18 +190,23 @@ def suits_64(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
 
 
 def launch_64(
-    qkv: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, gh: int, scale_log2: float, tile: Tile
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, tokens, heads * 64], and [B, heads, gh / 2] int32, not 0 where those rows must be computed again."""
+    qkv: torch.Tensor,
+    rel_pos_h: torch.Tensor,
+    rel_pos_w: torch.Tensor,
+    out: torch.Tensor,
+    gh: int,
+    scale_log2: float,
+    tile: Tile,
+) -> torch.Tensor:
+    """Fills `out`; [B, heads, gh / 2] int32, not 0 where those rows of it must be computed again."""
     batch, tokens, _, heads, _ = qkv.shape
     matrix = qkv.as_strided((batch * tokens, 3 * heads * 64), (qkv.stride(1), 1))
     sources = [describe(values, 64, 64) for values in (matrix, matrix, rel_pos_h, rel_pos_w)]
     scratch = qkv.new_empty(batch * heads * tokens, 64, dtype=torch.float32)
-    out = qkv.new_empty(batch, tokens, heads * 64)
     unsafe = qkv.new_empty(batch, heads, gh // 2, dtype=torch.int32)
     hopper_64_kernel[(gh // 2, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
         HEADS=heads, GH=gh, STAGES=tile.num_stages,
         num_warps=4, maxnreg=tile.max_registers,
     )  # fmt: skip
-    return out, unsafe
+    return unsafe

@@ -185,11 +185,11 @@ def hopper_80_kernel(
     gl.store(flags + program, gl.max(unsafe, 0))
     starts = out + (token + tile * 64).to(gl.int64) * (HEADS * 80) + head * 80
     acc0, acc1 = warpgroup_mma_wait(0, [acc0, acc1])
-    gl.store(starts + i[:, None] * (HEADS * 80) + n[None, :], (acc0 / sums[:, None]).to(gl.bfloat16))
+    gl.store(starts + i[:, None] * (HEADS * 80) + n[None, :], (acc0 / sums[:, None]).to(out.dtype.element_ty))
     i1 = gl.arange(0, 64, gl.SliceLayout(1, SUM1))
     n1 = 64 + gl.arange(0, 16, gl.SliceLayout(0, SUM1))
     sums1 = gl.convert_layout(sums, gl.SliceLayout(1, SUM1))
-    gl.store(starts + i1[:, None] * (HEADS * 80) + n1[None, :], (acc1 / sums1[:, None]).to(gl.bfloat16))
+    gl.store(starts + i1[:, None] * (HEADS * 80) + n1[None, :], (acc1 / sums1[:, None]).to(out.dtype.element_ty))
 
 
 def suits_80(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
@@ -199,9 +199,15 @@ def suits_80(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
 
 
 def launch_80(
-    qkv: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor, gh: int, scale_log2: float, tile: Tile
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, tokens, heads * 80], and [B, heads, gh] int32, not 0 where that row's queries must be computed again."""
+    qkv: torch.Tensor,
+    rel_pos_h: torch.Tensor,
+    rel_pos_w: torch.Tensor,
+    out: torch.Tensor,
+    gh: int,
+    scale_log2: float,
+    tile: Tile,
+) -> torch.Tensor:
+    """Fills `out`; [B, heads, gh] int32, not 0 where that row of it must be computed again."""
     batch, tokens, _, heads, _ = qkv.shape
     matrix = qkv.as_strided((batch * tokens, 3 * heads * 80), (qkv.stride(1), 1))
     sources = [
@@ -210,11 +216,10 @@ def launch_80(
         for width in (64, 16)
     ]
     scratch = qkv.new_empty(batch * heads * tokens, 64, dtype=torch.float32)
-    out = qkv.new_empty(batch, tokens, heads * 80)
     unsafe = qkv.new_empty(batch, heads, gh, dtype=torch.int32)
     hopper_80_kernel[(gh, heads, batch)](
         *sources, scratch, out, unsafe, scale_log2,
         HEADS=heads, GH=gh, STAGES=tile.num_stages,
         num_warps=4, maxnreg=tile.max_registers,
     )  # fmt: skip
-    return out, unsafe
+    return unsafe

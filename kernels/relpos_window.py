@@ -33,6 +33,7 @@ import triton
 import triton.language as tl
 
 from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
+from .quantise_rows import FLOAT8, to_float8
 from .relpos_global import global_attention_reference
 from .tiles import Tile, choose_tile
 
@@ -212,15 +213,16 @@ def launch_window_attention(
     grid: tuple[int, int],
     scale: float,
     tile: Tile | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """`window_attention` with a tile of the caller's choice."""
+    """`window_attention` with a tile of the caller's choice, and an output in another dtype than qkv's."""
     gh, gw = grid
     _check(qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, gw)
     batch, tokens, _, heads, d = qkv.shape
     check_scale(scale)
     tile = tile or choose_tile("window", qkv)
     d0, d1 = head_parts(d)
-    out = qkv.new_empty(batch, tokens, heads * d)
+    out = qkv.new_empty(batch, tokens, heads * d, dtype=dtype or qkv.dtype)
     windows = triton.cdiv(gh, WINDOW) * triton.cdiv(gw, WINDOW)
     _window_kernel[(heads, windows, batch)](
         qkv, qkv_bias, rel_pos_h, rel_pos_w, out,
@@ -240,6 +242,7 @@ def window_attention(
     grid_h: int,
     grid_w: int,
     scale: float,
+    float8: bool = False,
 ) -> torch.Tensor:
     """`window_attention_reference` as one kernel; on a CPU, unless interpreted, that reference itself.
 
@@ -249,6 +252,7 @@ def window_attention(
         rel_pos_h: [27, d], rel_pos_w: [27, d], contiguous, in the dtype of qkv.
         grid_h, grid_w: the grid; need not be a multiple of 14.
         scale: positive, of the scores, on q.
+        float8: numbers of e4m3, from -448 to 448, in the place of those of qkv's dtype; on a GPU from sm_89 on.
 
     Returns:
         [B, grid_h * grid_w, heads * d], contiguous.
@@ -259,8 +263,10 @@ def window_attention(
     if has_no_kernel(qkv.device):
         _check(qkv, qkv_bias, rel_pos_h, rel_pos_w, grid_h, grid_w)
         check_scale(scale)
-        return window_attention_reference(qkv, qkv_bias, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
-    return launch_window_attention(qkv, qkv_bias, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
+        out = window_attention_reference(qkv, qkv_bias, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale)
+        return to_float8(out) if float8 else out
+    dtype = FLOAT8 if float8 else qkv.dtype
+    return launch_window_attention(qkv, qkv_bias, rel_pos_h, rel_pos_w, (grid_h, grid_w), scale, dtype=dtype)
 
 
 @window_attention.register_fake
@@ -272,5 +278,7 @@ def _(
     grid_h: int,
     grid_w: int,
     scale: float,
+    float8: bool = False,
 ) -> torch.Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[3] * qkv.shape[4])
+    dtype = FLOAT8 if float8 else qkv.dtype
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[3] * qkv.shape[4], dtype=dtype)

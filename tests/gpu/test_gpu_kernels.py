@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
+from splitsam.kernels.quantise_rows import LARGEST
 from splitsam.kernels.relpos_global import global_attention, global_attention_reference
 from splitsam.kernels.relpos_window import WINDOW, window_attention, window_attention_reference
 
@@ -61,10 +62,34 @@ def test_kernel_takes_any_grid(kernel: str, grid: tuple[int, int], d: int, dtype
     check(kernel, random_inputs(kernel, 3, grid, d, dtype), grid)
 
 
-@pytest.mark.parametrize("d", [64, 80])
-def test_queries_that_their_first_keys_mislead_are_computed_again(d: int):
+def misleading_inputs(d: int) -> list[torch.Tensor]:
     inputs = random_inputs("global", 2, (64, 64), d, torch.bfloat16)
     qkv = inputs[0]
     qkv[0, 4000, 1] = 40 * qkv[0, 5, 0]  # a late key that dwarfs all, for one query
     qkv[1, :64, 1, 1] = -20 * qkv[1, 2007, 0, 1]  # and a first row of keys that another cannot see
-    check("global", inputs, (64, 64))
+    return inputs
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_queries_that_their_first_keys_mislead_are_computed_again(d: int):
+    check("global", misleading_inputs(d), (64, 64))
+
+
+@pytest.mark.parametrize("d", [64, 80])
+@pytest.mark.parametrize("kernel", ["global", "window", "global, misled"])
+def test_output_in_e4m3_errs_by_its_rounding_and_ends_at_its_largest_number(kernel: str, d: int):
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no 8-bit floats")
+    kernel, _, misled = kernel.partition(", ")
+    inputs = misleading_inputs(d) if misled else random_inputs(kernel, 3, (64, 64), d, torch.bfloat16)
+    inputs[0][:, :, 2] *= 30
+    inputs[0][0, :, 2, 0, 0] = 1e6
+    if kernel == "window":
+        inputs[1][2, 0, 0] = 1e6
+    exact, found = (OPERATORS[kernel](*inputs, 64, 64, d**-0.5, float8).float() for float8 in (False, True))
+    assert (found[0, :, 0] == LARGEST).all()
+    exact = exact.clamp(-LARGEST, LARGEST)
+    # A sixteenth or half the smallest step, and the rounding to bfloat16 that one of the two had.
+    assert ((found - exact).abs() <= exact.abs() * (1 / 16 + 1 / 128) + 2**-10).all()
+    others = exact[1, :, 1:]
+    assert 0.02 < (found[1, :, 1:] - others).norm() / others.norm() < 0.03

@@ -24,6 +24,7 @@ PARTS_80 = ("_fetch", "_start_scores", "_start_sum", "_multiply", "_row_term", "
 class Pointer:
     def __init__(self, values: torch.Tensor, offsets=0):
         self.values, self.offsets = values.view(-1), offsets
+        self.dtype = types.SimpleNamespace(element_ty=values.dtype)
 
     def __add__(self, offsets):
         return Pointer(self.values, self.offsets + offsets)
@@ -158,8 +159,8 @@ class Machine:
         return found[0] if len(found) == 1 else found
 
 
-def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float):
-    """(out, unsafe) as `launch_64` and `launch_80` return them, with the fewest stages."""
+def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float, dtype=torch.bfloat16):
+    """What `launch_64` or `launch_80` fills and returns, with the fewest stages."""
     heads, d = qkv.shape[3:]
     q = qkv.view(qkv.shape[0] * qkv.shape[1], -1)
     sources = [q, q, rel_pos_h, rel_pos_w]
@@ -172,13 +173,13 @@ def attention(qkv, rel_pos_h, rel_pos_w, gh: int, scale_log2: float):
         kernel = machine.functions(relpos_hopper_80, PARTS_80)["hopper_80_kernel"]
         kernel(*(source for source in sources for _ in range(2)), *targets, scale_log2, heads, gh, 2)
 
-    return _each_program(run_64, qkv, 128) if d == 64 else _each_program(run_80, qkv, 64)
+    return _each_program(run_64, qkv, 128, dtype) if d == 64 else _each_program(run_80, qkv, 64, dtype)
 
 
-def _each_program(run, qkv, block_m: int):
+def _each_program(run, qkv, block_m: int, dtype: torch.dtype):
     batch, tokens, _, heads, d = qkv.shape
     tiles = tokens // block_m
-    out = torch.full((batch, tokens, heads * d), float("nan"), dtype=torch.bfloat16)
+    out = torch.full((batch, tokens, heads * d), float("nan"), dtype=dtype)
     unsafe = torch.full((batch, heads, tiles), -1, dtype=torch.int32)
     scratch = torch.full((batch * heads * tiles, 64 * block_m), float("nan"))
     for image in range(batch):

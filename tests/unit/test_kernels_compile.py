@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
 from kernel_compiling import SHARED_BYTES, TRITON_TYPES, compiled, overwritten_too_soon, registers, serialised
+from triton.compiler.errors import CompilationError
 
 from splitsam.kernels import tiles
 from splitsam.kernels.arguments import head_parts
@@ -19,9 +20,9 @@ from splitsam.kernels.relpos_window import _window_kernel
 HEADS = {64: 12, 80: 16}
 
 
-def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
+def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int, out: str = ""):
     d0, d1 = head_parts(d)
-    pointers = dict.fromkeys(("qkv", "rel_pos_h", "rel_pos_w", "out"), f"*{dtype}")
+    pointers = dict.fromkeys(("qkv", "rel_pos_h", "rel_pos_w"), f"*{dtype}") | {"out": f"*{out or dtype}"}
     types = pointers | {"scratch": "*fp32", "scale_log2": "fp32", "stride_batch": "i32", "stride_token": "i32"}
     constants: dict[str, object] = {"HEADS": HEADS[d], "GH": 64, "GW": 64, "D0": d0, "D1": d1}
     constants |= {"TABLE_H": 128, "TABLE_W": 128, "SCRATCH_COLUMNS": 64, "BLOCK_N": 64}
@@ -34,33 +35,33 @@ def compile_global(tile: tiles.Tile, d: int, dtype: str, arch: int):
     return compiled(_global_kernel, types, constants, arch, tile.launch_options())
 
 
-def compile_64():
-    return compile_hopper(hopper_64_kernel, dict.fromkeys(("queries", "rows", "tables_h", "tables_w"), (64, 64)))
+def compile_64(out: str = "bf16"):
+    return compile_hopper(hopper_64_kernel, dict.fromkeys(("queries", "rows", "tables_h", "tables_w"), (64, 64)), out)
 
 
-def compile_80():
+def compile_80(out: str = "bf16"):
     rows = {"queries": 64, "pairs": 128, "tables_h": 64, "tables_w": 128}
     parts = {f"{source}{i}": (rows[source], width) for source in rows for i, width in enumerate((64, 16))}
-    return compile_hopper(hopper_80_kernel, parts)
+    return compile_hopper(hopper_80_kernel, parts, out)
 
 
-def compile_hopper(kernel, sources: dict[str, tuple[int, int]]):
+def compile_hopper(kernel, sources: dict[str, tuple[int, int]], out: str):
     """With [rows, width] of each source's descriptor, at the installed tile."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 
     d = 64 if kernel is hopper_64_kernel else 80
     tile = tiles.lookup_tile("NVIDIA H100 80GB HBM3", f"global {d} bfloat16", 16)
     assert tile.overlap
-    types = {"scratch": "*fp32", "out": "*bf16", "flags": "*i32", "scale_log2": "fp32"}
+    types = {"scratch": "*fp32", "out": f"*{out}", "flags": "*i32", "scale_log2": "fp32"}
     for name, (rows, width) in sources.items():
         types[name] = f"tensordesc<bf16[{rows}, {width}],{NVMMASharedLayout(2 * width, 16)}>"
     constants = {"HEADS": HEADS[d], "GH": 64, "STAGES": tile.num_stages}
     return compiled(kernel, types, constants, 90, {"num_warps": tile.num_warps})
 
 
-def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int):
+def compile_window(tile: tiles.Tile, d: int, dtype: str, arch: int, out: str = ""):
     d0, d1 = head_parts(d)
-    pointers = dict.fromkeys(("qkv", "qkv_bias", "rel_pos_h", "rel_pos_w", "out"), f"*{dtype}")
+    pointers = dict.fromkeys(("qkv", "qkv_bias", "rel_pos_h", "rel_pos_w"), f"*{dtype}") | {"out": f"*{out or dtype}"}
     numbers = {"scale_log2": "fp32", "inverse_scale": "fp32", "stride_batch": "i32", "stride_token": "i32"}
     constants = {"HEADS": HEADS[d], "GH": 64, "GW": 64, "SIDE": 14, "D0": d0, "D1": d1, "BLOCK_M": tile.block_m}
     return compiled(_window_kernel, pointers | numbers, constants, arch, tile.launch_options())
@@ -91,11 +92,30 @@ def test_global_kernel_loads_through_descriptors_on_hopper(d: int) -> None:
     assert binary.metadata.shared <= SHARED_BYTES[90]
 
 
+@pytest.mark.parametrize(
+    ("compile_kernel", "d", "tile"),
+    [
+        (compile_global, 64, tiles.Tile(128, 8, 2, tma=True, max_registers=128)),  # what is computed again
+        (compile_global, 80, tiles.Tile(64, 4, 2, tma=True, max_registers=128)),
+        (compile_window, 64, tiles.Tile(64, 4, 2)),
+        (compile_window, 80, tiles.Tile(64, 4, 1)),
+    ],
+)
+def test_output_in_e4m3_saturates_on_hopper_and_is_refused_on_an_a100(compile_kernel, d: int, tile) -> None:
+    binary = compile_kernel(tile, d, "bf16", 90, "fp8e4nv")
+    assert "cvt.rn.satfinite.e4m3x2.f32" in binary.asm["ptx"]
+    assert binary.metadata.shared <= SHARED_BYTES[90]
+    with pytest.raises(CompilationError, match="fp8e4nv not supported"):
+        compile_kernel(tile, d, "bf16", 80, "fp8e4nv")
+
+
+@pytest.mark.parametrize("out", ["bf16", "fp8e4nv"])
 @pytest.mark.parametrize("compile_kernel", [compile_64, compile_80])
 def test_overlapping_kernel_multiplies_while_it_exponentiates_twice_on_a_multiprocessor(
-    compile_kernel, tmp_path: Path
+    compile_kernel, out: str, tmp_path: Path
 ) -> None:
-    binary = compile_kernel()
+    binary = compile_kernel(out)
+    assert ("cvt.rn.satfinite.e4m3x2.f32" in binary.asm["ptx"]) == (out == "fp8e4nv")
     used = registers(binary, tmp_path)
     print(f"shared {binary.metadata.shared}, {used}")
     assert used.get("STACK", 0) == 0

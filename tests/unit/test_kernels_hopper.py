@@ -7,6 +7,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 
 import gluon_on_cpu
 
+from splitsam.kernels.quantise_rows import FLOAT8
 from splitsam.kernels.relpos_global import LOG2_E, global_attention_reference
 
 
@@ -31,6 +32,16 @@ def test_every_copy_and_product_is_waited_for(batch, gh, heads, d) -> None:
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
     assert not unsafe.any()
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_output_is_in_the_dtype_that_it_is_asked_for(d: int) -> None:
+    tensors = inputs(1, 4, 2, d)
+    exact, _ = gluon_on_cpu.attention(*tensors, 4, d**-0.5 * LOG2_E, torch.float32)
+    in_8_bits, _ = gluon_on_cpu.attention(*tensors, 4, d**-0.5 * LOG2_E, FLOAT8)
+    assert torch.equal(in_8_bits.float(), exact.to(FLOAT8).float())
+    kernel, pytorch = errors(tensors, 4, exact)
+    assert kernel.max() <= pytorch.max()
 
 
 @pytest.mark.parametrize("size", [8, 40])  # sums near 2^90, and beyond float32

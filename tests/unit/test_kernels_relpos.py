@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 
 import splitsam.common.sam_modules  # noqa: F401 makes segment_anything importable without all of torchvision
 from splitsam.kernels import relpos_global, relpos_window
+from splitsam.kernels.quantise_rows import FLOAT8, LARGEST
 from splitsam.kernels.relpos_global import global_attention, global_attention_reference
 from splitsam.kernels.relpos_window import window_attention, window_attention_reference
 
@@ -171,6 +172,23 @@ class Both(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor):
         return self.function(*inputs)
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_output_in_e4m3_is_the_other_rounded_and_ends_at_its_largest_number(d: int) -> None:
+    torch.manual_seed(d)
+    qkv, bias = torch.randn(2, 240, 3, 2, d).bfloat16(), torch.randn(3, 2, d).bfloat16()
+    qkv[:, :, 2] *= 200
+    qkv[0, 5, 2, 0, 0] = torch.nan
+    whole, window = ([torch.zeros(2 * side - 1, d).bfloat16() for side in sides] for sides in ((15, 16), (14, 14)))
+    for operator, inputs in ((global_attention, (qkv, *whole)), (window_attention, (qkv, bias, *window))):
+        expected = operator(*inputs, 15, 16, 1.0).float()
+        found = operator(*inputs, 15, 16, 1.0, float8=True)
+        assert found.dtype == FLOAT8
+        assert expected[1].abs().max() > LARGEST
+        assert torch.equal(found[1].float(), expected[1].clamp(-LARGEST, LARGEST).to(FLOAT8).float())
+        assert torch.equal(found.float().isnan(), expected.isnan())
+        torch.library.opcheck(operator, (*inputs, 15, 16, 1.0, True), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_operators_pass_the_schema_checks() -> None:
