@@ -4,8 +4,11 @@
 
 What a layer is given is rounded where it is made, by kernels that have it in registers anyway:
 
-    x, branch -> add_normalise_rows -> qkv -> attention -> quantise_rows -> proj -> branch
+    x, branch -> add_normalise_rows -> qkv -> attention -> proj -> branch
     x, branch -> add_normalise_rows -> lin1 -> quantise_rows(gelu) -> lin2 -> branch
+
+No program of attention sees a whole row of its outputs, so they have one scale for all. What weights can make of a
+normalised row bounds them, and e4m3 is as exact far below its largest number.
 
 A block hands on its last branch beside x, so that the next one adds it where it normalises the sum.
 Weights are rounded when the rung is applied, never in a file.
@@ -13,16 +16,18 @@ Weights are rounded when the rung is applied, never in a file.
 
 # ruff: noqa: ARG001 (a fake takes all arguments)
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows
-from splitsam.kernels.quantise_rows import quantise_rows, quantise_rows_reference
+from splitsam.kernels.quantise_rows import LARGEST, quantise_rows, quantise_rows_reference
 
 DTYPE = torch.bfloat16  # of what is not in 8 bits
 Stream = Tensor | tuple[Tensor, Tensor]
+_ROWS_OF_ONES = 16 * 4096  # tokens of the largest batch by default; larger ones make their own
 
 
 class Float8Linear(nn.Module):
@@ -55,18 +60,23 @@ class Float8Block(nn.Module):
 
     Args:
         source: a block with KernelAttention, its weights in bfloat16.
+        ones: [M, 1] float32 for all blocks, scales of as many rows.
         last: of the encoder, which gives the sum of what the others hand on.
 
     Raises:
         ValueError: as Float8Linear.
     """
 
-    def __init__(self, source: Any, last: bool):
+    ones: Tensor
+
+    def __init__(self, source: Any, ones: Tensor, last: bool):
         super().__init__()
         self.norm1, self.attn, self.norm2, self.mlp = source.norm1, source.attn, source.norm2, source.mlp
         for module, names in ((self.attn, ("qkv", "proj")), (self.mlp, ("lin1", "lin2"))):
             for name in names:
                 setattr(module, name, Float8Linear(getattr(module, name)))
+        keep_in_range_(self.attn, self.norm1)
+        self.register_buffer("ones", ones, persistent=False)
         self.last = last
 
     def forward(self, stream: Stream) -> Stream:
@@ -80,8 +90,9 @@ class Float8Block(nn.Module):
         batch, height, width, channels = shape
         heads = self.attn.num_heads
         qkv = self.attn.qkv(normal, scales).view(batch, height * width, 3, heads, channels // heads)
-        attended = self.attn.attend(qkv, height, width).flatten(0, 1)
-        branch = self.attn.proj(*quantise_rows(attended))
+        attended = self.attn.attend(qkv, height, width, float8=True).flatten(0, 1)
+        ones = self.ones[: len(rows)] if len(rows) <= len(self.ones) else self.ones.new_ones(len(rows), 1)
+        branch = self.attn.proj(attended, ones)
         rows, normal, scales = add_normalise_rows(rows, branch, *_parameters(self.norm2))
         branch = self.mlp.lin2(*quantise_rows(self.mlp.lin1(normal, scales), gelu=True))
         return (rows + branch).view(shape) if self.last else (rows.view(shape), branch.view(shape))
@@ -91,11 +102,44 @@ def _parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
     return norm.weight, norm.bias, norm.eps
 
 
+def keep_in_range_(attention: Any, norm: nn.LayerNorm) -> None:
+    """Divide values by a power of two, so that outputs of attention fit e4m3, and have `proj` multiply by it: exact."""
+    qkv, proj = attention.qkv, attention.proj
+    values = slice(2 * len(qkv.bias) // 3, None)
+    largest = float(bound_values(qkv.weight[values], qkv.scales[:, values], qkv.bias[values], norm).max())
+    scale = 2.0 ** math.ceil(math.log2(max(largest / LARGEST, 2.0**-60)))
+    divisors = torch.ones_like(qkv.bias)
+    divisors[values] = scale
+    qkv.bias = nn.Parameter(qkv.bias / divisors, requires_grad=False)
+    qkv.scales /= divisors.float()
+    proj.scales *= scale
+
+
+def bound_values(weight: Tensor, scales: Tensor, bias: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """[N] float32 that the values of attention, and so their means, never exceed, whatever the image.
+
+    A row that a LayerNorm has divided by its spread has the norm sqrt(K) at most: by Cauchy and Schwarz its products
+    with weights are bounded. Rounding the row to e4m3 adds a sixteenth of each number, or half the smallest step.
+
+    Args:
+        weight, scales, bias: of a Float8Linear behind `norm`, [N, K], [1, N] and [N].
+    """
+    weight = weight.float() * scales.t()
+    factors, offsets = norm.weight.float(), norm.bias.float()
+    length = math.sqrt(weight.shape[1])
+    products = length * (weight * factors).norm(dim=1)
+    rounded = (products + weight.abs() @ offsets.abs()) / 16
+    steps = weight.abs().sum(dim=1) * (length * factors.abs().max() + offsets.abs().max()) / LARGEST * 2.0**-10
+    bound: Tensor = products + (weight @ offsets).abs() + rounded + steps + bias.float().abs()
+    return bound * (33 / 32)  # for what sums, values and weights of attention are rounded by
+
+
 def use_float8_(encoder: Any) -> None:
     """Put Float8Blocks in the place of an image encoder's blocks, compiled where those are to be."""
     count = len(encoder.blocks)
+    ones = torch.ones(_ROWS_OF_ONES, 1, device=encoder.blocks[0].norm1.weight.device)
     for i, block in enumerate(encoder.blocks):
-        encoder.blocks[i] = Float8Block(block, last=i == count - 1)
+        encoder.blocks[i] = Float8Block(block, ones, last=i == count - 1)
         if block._compiled_call_impl is not None:
             encoder.blocks[i].compile(fullgraph=True, dynamic=False)
 

@@ -30,13 +30,14 @@ class KernelAttention(RelPosAttention):
             raise ValueError(f"the kernels take windows of {WINDOW} x {WINDOW} tokens, not of {(rows + 1) // 2}")
         self.windowed = windowed
 
-    def attend(self, qkv: Tensor, height: int, width: int) -> Tensor:
+    def attend(self, qkv: Tensor, height: int, width: int, float8: bool = False) -> Tensor:
+        """[B, H * W, 3, heads, d] to [B, H * W, C], on request in e4m3."""
         tables = self.rel_pos_h, self.rel_pos_w
         out: Tensor
         if self.windowed:
             # What the layer makes of a padded token: with zeros in, its bias comes out.
             padding: Tensor = self.qkv.bias  # type: ignore[assignment]
-            out = window_attention(qkv, padding.view(qkv.shape[2:]), *tables, height, width, self.scale)
+            out = window_attention(qkv, padding.view(qkv.shape[2:]), *tables, height, width, self.scale, float8)
         else:
-            out = global_attention(qkv, *tables, height, width, self.scale)
+            out = global_attention(qkv, *tables, height, width, self.scale, float8)
         return out
