@@ -3,8 +3,9 @@
     z[n, s]       = GELU(LayerNorm(W1[s] x[n] + b1))    s: the 2 x 2 pixels that a transposed convolution makes of one
     l[k, n, s, t] = h[k] . GELU(W2[t] z[n, s] + b2)     t: the 2 x 2 of each of those
 
-A program per (row of 64 pixels, prompt) makes 4 rows of 256 logits of it, for the K masks that were asked for. The
-upscaled features, 4 MiB a prompt in 16 bits, exist in registers alone.
+A program per (row of 64 pixels, prompt) makes 4 rows of 256 logits of it, for the K masks that were asked for, one of
+the four places s after the other: it has a quarter of W1 and of the registers, so several programs share a
+multiprocessor. The upscaled features, 4 MiB a prompt in 16 bits, exist in registers alone.
 
 Per prompt: 4096 x (4 x 256 x 64 + 16 x 64 x 32 + 16 x 32 K) products, 0.8 GFLOP at K = 1; 2 MiB read, 0.25 K written.
 GELU is evaluated 3.1 million times: more instructions than all the rest. In bfloat16 on a GPU it is the tanh form,
@@ -67,27 +68,28 @@ def _paint_kernel(
     eps,
     K: tl.constexpr, S: tl.constexpr, C: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
-    """A program per (row of pixels, prompt); what becomes of a pixel stays together, so lines need no sort."""
+    """A program per (row of pixels, prompt)."""
     y, prompt = tl.program_id(0), tl.program_id(1)
     n, c, i, o = tl.arange(0, S), tl.arange(0, C), tl.arange(0, IN), tl.arange(0, OUT)
     x = tl.load(pixels + (prompt.to(tl.int64) * S + y) * (S * C) + n[:, None] * C + c[None, :])
-    columns = tl.arange(0, 4 * S)
     first_bias, second_bias = tl.load(bias1 + i).to(tl.float32)[None, :], tl.load(bias2 + o).to(tl.float32)[None, :]
     scale, shift = tl.load(norm_weight + i).to(tl.float32)[None, :], tl.load(norm_bias + i).to(tl.float32)[None, :]
-    for sy in tl.static_range(2):
-        w1 = tl.load(weight1 + (2 * sy * IN + tl.arange(0, 2 * IN))[:, None] * C + c[None, :])
-        z = tl.reshape(tl.dot(x, tl.trans(w1), input_precision="ieee"), [2 * S, IN]) + first_bias  # x, then sx
+    pairs = tl.arange(0, 2 * S)  # x, then tx
+    columns = 4 * (pairs // 2) + pairs % 2
+    for s in tl.static_range(4):
+        w1 = tl.load(weight1 + (s * IN + i)[:, None] * C + c[None, :])
+        z = tl.dot(x, tl.trans(w1), input_precision="ieee") + first_bias
         z -= (tl.sum(z, 1) / IN)[:, None]
         z = z * (1.0 / tl.sqrt_rn(tl.sum(z * z, 1) / IN + eps))[:, None] * scale + shift
         z = _gelu(z, TANH).to(x.dtype)
         for ty in tl.static_range(2):
             w2 = tl.load(weight2 + (2 * ty * OUT + tl.arange(0, 2 * OUT))[:, None] * IN + i[None, :])
-            features = tl.reshape(tl.dot(z, tl.trans(w2), input_precision="ieee"), [4 * S, OUT])  # x, sx, then tx
+            features = tl.reshape(tl.dot(z, tl.trans(w2), input_precision="ieee"), [2 * S, OUT])
             features = _gelu(features + second_bias, TANH)
             for k in tl.static_range(K):
                 h = tl.load(hyper + (prompt * K + k) * OUT + o)[None, :]
-                row = ((prompt * K + k) * (4 * S) + 4 * y + 2 * sy + ty).to(tl.int64)
-                tl.store(out + row * (4 * S) + columns, tl.sum(features * h, 1))
+                row = ((prompt * K + k) * (4 * S) + 4 * y + 2 * (s // 2) + ty).to(tl.int64)
+                tl.store(out + row * (4 * S) + 2 * (s % 2) + columns, tl.sum(features * h, 1))
 
 
 @torch.library.custom_op("splitsam::paint_logits", mutates_args=())
@@ -139,7 +141,7 @@ def paint_logits(
     tanh = pixels.dtype == torch.bfloat16 and pixels.device.type == "cuda"
     _paint_kernel[(SIDE, prompts)](
         pixels, hyper, weight1, bias1, norm_weight, norm_bias, weight2, bias2, out, eps,
-        K=masks, S=SIDE, C=CHANNELS, IN=INNER, OUT=OUTER, TANH=tanh, num_warps=8, num_stages=1,
+        K=masks, S=SIDE, C=CHANNELS, IN=INNER, OUT=OUTER, TANH=tanh, num_warps=4, num_stages=1,
     )  # fmt: skip
     return out
 

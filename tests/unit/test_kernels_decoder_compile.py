@@ -55,7 +55,7 @@ def compile_paint(dtype: str, masks: int, arch: int):
     names = ("pixels", "weight1", "bias1", "norm_weight", "norm_bias", "weight2", "bias2")
     types = dict.fromkeys(names, f"*{TRITON_TYPES[dtype]}") | {"hyper": "*fp32", "out": "*fp32", "eps": "fp32"}
     constants = {"K": masks, "S": 64, "C": 256, "IN": 64, "OUT": 32, "TANH": dtype == "bfloat16"}
-    return compiled(_paint_kernel, types, constants, arch, {"num_warps": 8, "num_stages": 1})
+    return compiled(_paint_kernel, types, constants, arch, {"num_warps": 4, "num_stages": 1})
 
 
 def check(name: str, binary, arch: int, folder: Path) -> None:
