@@ -1,1 +1,1 @@
-"""What the HTTP gateway adds to a click."""
+"""Embeddings stored in fewer bytes."""

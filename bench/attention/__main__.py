@@ -3,6 +3,7 @@
     python -m bench.attention                  # one table, and bench/results/attention-<gpu>.csv
     python -m bench.attention --tune           # first choose the tiles of this GPU, and write them beside the table
     python -m bench.attention --quick          # batch 1 only
+    python -m bench.attention.tables           # writes the rows into the table of bench/README.md
 
 Inputs are random, in bfloat16. A time is the median over replays of a CUDA graph and is GPU time alone. TFLOP/s count
 4 d per real query and key (196 keys in a window) whatever a variant computes beyond that. The SDPA variants are given
@@ -13,7 +14,6 @@ PyTorch's own bfloat16 route.
 """
 
 import argparse
-import csv
 import functools
 import itertools
 import math
@@ -21,9 +21,9 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,9 @@ import triton
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from bench.commit import read_commit
+from bench.attention.rows import Row
+from bench.machine import describe_machine
+from bench.row_file import RESULTS, results_path, write_rows
 from splitsam.kernels.relpos_global import global_attention, global_attention_reference, launch_global_attention
 from splitsam.kernels.relpos_window import (
     WINDOW,
@@ -126,25 +128,6 @@ def make_inputs(kind: str, heads: int, d: int, batch: int) -> Inputs:
 
     tables = (normal(2 * side - 1, d, std=0.2), normal(2 * side - 1, d, std=0.2))
     return Inputs(kind, normal(batch, TOKENS, 3, heads, d), normal(3, heads, d), *tables)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table and of the CSV."""
-
-    model: str
-    kind: str
-    batch: int
-    variant: str
-    ms: float = math.nan
-    tflops: float = math.nan
-    error: float = math.nan
-    allowed_error: float = math.nan
-    note: str = ""
-
-    def line(self) -> str:
-        times = f"{self.ms:9.4f} ms {self.tflops:7.1f} TFLOP/s  error {self.error:.1e} of {self.allowed_error:.1e}"
-        return f"{self.model} {self.kind:6} x{self.batch:<2} {self.variant:28} {times}  {self.note}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -329,7 +312,7 @@ def tune(batches: tuple[int, ...], out: Path) -> list[Row]:
             row = measure(case, ours(case, "candidate", functools.partial(case.inputs.launch, tile), note))
             rows.append(row)
             print(row.line(), flush=True)
-            if not math.isnan(row.ms):
+            if row.ms is not None:
                 timed.append((row.ms, tile))
         if timed:
             key = tile_key(case.inputs.kind, MODELS[case.model][1], DTYPE)
@@ -351,51 +334,36 @@ def table(batches: tuple[int, ...]) -> list[Row]:
     return rows
 
 
-def environment(commit: str) -> dict[str, str]:
-    def output(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-        except (OSError, subprocess.CalledProcessError):
-            return "unknown"
-
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": commit or read_commit(),
-    }
+def driver_version() -> str:
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
-def write_csv(path: Path, machine: dict[str, str], rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*machine, *(f.name for f in fields(Row))])
-        writer.writeheader()
-        writer.writerows(machine | asdict(row) for row in rows)
-
-
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="where the CSV and the tiles go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV and the tiles")
     parser.add_argument("--tune", action="store_true", help="choose the tiles of this GPU first")
     parser.add_argument("--quick", action="store_true", help="batch 1 only")
     parser.add_argument("--commit", default="", help="what the CSV names, where there is no git")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark needs a GPU")
     start = time.monotonic()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     batches = BATCHES[:1] if options.quick else BATCHES
-    machine = environment(options.commit)
+    device = torch.device("cuda", torch.cuda.current_device())
+    machine = describe_machine("bench.attention", device, options.commit, arguments) | {"driver": driver_version()}
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    path = options.out / f"attention-{tiles_path(machine['gpu']).stem}.csv"
+    path = results_path(options.results, "attention", machine["gpu"])
     with torch.inference_mode():
-        rows = tune(batches, options.out) if options.tune else []
-        write_csv(path, machine, rows)
+        rows = tune(batches, options.results) if options.tune else []
         rows += table(batches)
-    write_csv(path, machine, rows)
+    write_rows(path, Row, [replace(row, **machine) for row in rows])
     print(f"wrote {path} after {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
