@@ -1,0 +1,133 @@
+"""`gelu_product` in Triton's interpreter against float64, compiled for an H100, and its operator on a CPU."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
+
+from kernel_compiling import SHARED_BYTES, compiled, registers, serialised
+
+from splitsam.kernels.gelu_product import HOPPER_TILE, _gelu_product_kernel, bound_outputs, gelu_product
+from splitsam.kernels.normalise_rows import normalise_rows
+from splitsam.kernels.quantise_rows import FLOAT8, LARGEST, quantise_rows_reference
+
+ROUNDING = 5e-7  # a few of float32
+CASES = {f"{tile} {shape}" for tile in ("whole", "halves", "tall") for shape in ("1x16x16", "70x48x160", "64x96x64")}
+
+
+def test_kernel_multiplies_whole_and_partial_tiles():
+    program = Path(__file__).with_name("gelu_product_interpreted.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == CASES
+    assert all(errors["values"] <= ROUNDING and errors["scales"] == 0 for errors in found.values()), found
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(768, 3072), (1280, 5120)])
+def test_kernel_multiplies_while_it_copies(inputs: int, outputs: int, tmp_path: Path):
+    tile = HOPPER_TILE
+    types = {"M": "i32", "N": "i32", "bias": "*bf16"}
+    types |= dict.fromkeys(("row_scales", "weight_scales", "out_scale", "scales"), "*fp32")
+    for name, block in (
+        ("rows", [tile.block_m, tile.block_k]),
+        ("weight", [tile.block_n, tile.block_k]),
+        ("out", [tile.block_m, tile.block_n // tile.parts]),
+    ):
+        types[name] = f"tensordesc<fp8e4nv{block}>"
+    constants: dict[str, object] = {"K": inputs, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "TANH": True}
+    constants |= {"BLOCK_K": tile.block_k, "GROUP": 8, "PARTS": tile.parts, "FLATTEN": tile.flatten}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    binary = compiled(_gelu_product_kernel, types, constants, 90, options)
+    ptx = binary.asm["ptx"]
+    assert re.search(r"wgmma.mma_async\S+.e4m3.e4m3", ptx)
+    assert {"cvt.rn.satfinite.e4m3x2.f32", "tanh.approx.f32", "cp.async.bulk.tensor"} <= set(
+        re.findall(r"cvt.rn.satfinite.e4m3x2.f32|tanh.approx.f32|cp.async.bulk.tensor", ptx)
+    )
+    assert binary.metadata.shared <= SHARED_BYTES[90]
+    assert registers(binary, tmp_path).get("STACK", 0) == 0
+    assert not serialised(binary, tmp_path)
+
+
+def layer(rows: int = 5, inputs: int = 192, outputs: int = 64, outlier: float = 1.0):
+    """Rows of a LayerNorm and a layer behind it, as `gelu_product` takes them, and the GELU it should give."""
+    torch.manual_seed(inputs)
+    x = torch.randn(rows, inputs)
+    gamma, beta = torch.rand(inputs) + 0.5, torch.randn(inputs) / 4
+    x[:, 3] *= outlier
+    gamma[5] *= outlier
+    normal, scales = normalise_rows(x, gamma, beta, 1e-6)
+    quantised, weight_scales = quantise_rows_reference(torch.randn(outputs, inputs) / inputs**0.5)
+    weight = quantised.float() * weight_scales
+    bias = torch.randn(outputs)
+    bound = bound_outputs(weight, bias, gamma, beta)
+    expected = F.gelu((normal.float() * scales) @ weight.t() + bias, approximate="tanh")
+    return (normal, scales, quantised, weight_scales.t().contiguous(), bias, bound), expected
+
+
+@pytest.mark.parametrize("outlier", [1.0, 30.0, 1000.0])
+def test_outputs_stay_within_their_bound_and_err_by_their_rounding(outlier: float):
+    arguments, expected = layer(512, outlier=outlier)
+    out, scales = gelu_product(*arguments)
+    assert (out.dtype, scales.shape) == (FLOAT8, (512, 1))
+    assert (scales == arguments[-1]).all()
+    assert expected.abs().max() <= LARGEST * arguments[-1]
+    found = out.float() * scales
+    smallest_step = arguments[-1] * 2**-9
+    allowed = 1.001 * torch.maximum(expected.abs() / 16, smallest_step / 2) + 1e-6
+    assert ((found - expected).abs() <= allowed).all()
+    assert (found - expected).norm() / expected.norm() < 0.03
+
+
+def test_bound_is_reached_by_a_row_along_a_weight():
+    """So it is no larger than it has to be, but for what rounding may add."""
+    gamma, weight = torch.rand(64) + 0.5, torch.randn(32, 64)
+    row = weight[7] * gamma
+    row -= row.mean()
+    weight[7] = row / gamma
+    weight[7] *= 2 * (weight * gamma).norm(dim=1).max() / (weight[7] * gamma).norm()
+    h = F.layer_norm(row[None], (64,), gamma) @ weight.t()
+    bound = LARGEST * bound_outputs(weight, torch.zeros(32), gamma, torch.zeros(64))
+    assert h.max() * 17 / 16 == pytest.approx(float(bound), rel=1e-3)
+
+
+def test_what_is_not_finite_stays_so_and_zeros_stay_small():
+    arguments, _ = layer()
+    arguments[1][0] = torch.nan
+    out, scales = gelu_product(*arguments)
+    assert not (out.float() * scales)[0].isfinite().any()
+    assert (out.float() * scales)[1:].isfinite().all()
+    zeros = torch.zeros(16, 16)
+    assert bound_outputs(zeros, zeros[0], zeros[0], zeros[0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("at", "wrong", "message"),
+    [
+        (0, torch.zeros(5, 96).to(FLOAT8), "must be .M, K. and .N, K."),
+        (0, torch.zeros(0, 192).to(FLOAT8), "multiples of 16"),
+        (2, torch.zeros(24, 192).to(FLOAT8), "multiples of 16"),
+        (0, torch.zeros(5, 192), "rows must be"),
+        (1, torch.zeros(5), "row_scales must be"),
+        (2, torch.zeros(192, 64).to(FLOAT8).t(), "weight must be contiguous"),
+        (3, torch.zeros(64, 1), "weight_scales must be"),
+        (4, torch.zeros(63), "bias must be"),
+        (5, torch.zeros(1, dtype=torch.float64), "out_scale must be"),
+    ],
+)
+def test_what_the_kernel_cannot_take_is_refused(at: int, wrong: torch.Tensor, message: str):
+    arguments, _ = layer()
+    with pytest.raises(ValueError, match=message):
+        gelu_product(*arguments[:at], wrong, *arguments[at + 1 :])
+
+
+def test_operator_keeps_its_promises_to_the_compiler():
+    # Comparing schemas multiplies the inputs, which e4m3 has no operator for.
+    torch.library.opcheck(gelu_product, layer()[0], test_utils="test_faketensor")
