@@ -84,26 +84,23 @@ def gelu_product_reference(
 
 
 @triton.jit
-def _gelu(h, TANH: tl.constexpr):
-    """Twice the GELU of h, by the hardware's tanh or, the same, by exp2."""
-    if TANH:
-        inner = h * (0.7978845608 + 0.0356774081 * h * h)
-        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [inner], tl.float32, is_pure=True, pack=1)
-        return h + h * t
-    return 2 * h / (1.0 + tl.exp2(h * (-2.3022082 - 0.10294324 * h * h)))
-
-
-@triton.jit
 def _finish(
-    acc, out, left, weight_scales, bias, half_inverse, m0, n0, N,
+    acc, out, left, weight_scales, bias, per_half, m0, n0, N,
     WIDTH: tl.constexpr, TANH: tl.constexpr,
 ):  # fmt: skip
-    """Scales [BLOCK_M, WIDTH] sums, whose rows' scales are `left`, and stores their GELU."""
-    n = n0 + tl.arange(0, WIDTH)
-    right = tl.load(weight_scales + n, mask=n < N, other=0.0)
-    offsets = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
-    h = acc * left[:, None] * right[None, :] + offsets[None, :]
-    out.store([m0, n0], (_gelu(h, TANH) * half_inverse).to(out.dtype))
+    """Scales [BLOCK_M, WIDTH] sums and stores their GELU; `left`, their rows' scales, makes them half of that."""
+    n = tl.arange(0, WIDTH)
+    right = tl.load(weight_scales + n0 + n, mask=n < N - n0, other=0.0)
+    offsets = tl.load(bias + n0 + n, mask=n < N - n0, other=0.0).to(tl.float32) * per_half
+    half = acc * left[:, None] * right[None, :] + offsets[None, :]
+    linear = 0.7978845608 / per_half
+    cubic = 0.0356774081 / (per_half * per_half * per_half)
+    inner = half * (linear + cubic * (half * half))
+    if TANH:
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [inner], tl.float32, is_pure=True, pack=1)
+    else:  # what the interpreter has
+        t = 2 / (1 + tl.exp(-2 * inner)) - 1
+    out.store([m0, n0], (half + half * t).to(out.dtype))
 
 
 @triton.jit
@@ -116,7 +113,7 @@ def _gelu_product_kernel(
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     scale = tl.load(out_scale)
-    half_inverse = 0.5 / scale
+    per_half = 0.5 / scale
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
         first_m = tile // (GROUP * tiles_n) * GROUP
         group = tl.minimum(tiles_m - first_m, GROUP)
@@ -128,15 +125,15 @@ def _gelu_product_kernel(
             b = weight.load([n0, k])  # [BLOCK_N, BLOCK_K]
             acc = tl.dot(a, b.T, acc)
         m = m0 + tl.arange(0, BLOCK_M)
-        left = tl.load(row_scales + m, mask=m < M, other=0.0)
+        left = tl.load(row_scales + m, mask=m < M, other=0.0) * per_half
         if PARTS == 2:
             acc = tl.permute(tl.reshape(acc, [BLOCK_M, 2, BLOCK_N // 2]), [0, 2, 1])
             acc0, acc1 = tl.split(acc)
-            _finish(acc0, out, left, weight_scales, bias, half_inverse, m0, n0, N, BLOCK_N // 2, TANH)
+            _finish(acc0, out, left, weight_scales, bias, per_half, m0, n0, N, BLOCK_N // 2, TANH)
             n1 = n0 + BLOCK_N // 2
-            _finish(acc1, out, left, weight_scales, bias, half_inverse, m0, n1, N, BLOCK_N // 2, TANH)
+            _finish(acc1, out, left, weight_scales, bias, per_half, m0, n1, N, BLOCK_N // 2, TANH)
         else:
-            _finish(acc, out, left, weight_scales, bias, half_inverse, m0, n0, N, BLOCK_N, TANH)
+            _finish(acc, out, left, weight_scales, bias, per_half, m0, n0, N, BLOCK_N, TANH)
         tl.store(scales + m, tl.zeros([BLOCK_M], tl.float32) + scale, mask=(m < M) & (n0 == 0))
 
 

@@ -1,4 +1,7 @@
-"""`gelu_product` in Triton's interpreter against float64, compiled for an H100, and its operator on a CPU."""
+"""`gelu_product` in Triton's interpreter against float64, compiled for an H100, and its operator on a CPU.
+
+Its kernel for Hopper runs step by step on the CPU.
+"""
 
 import json
 import re
@@ -12,9 +15,17 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
+import gelu_product_on_cpu
 from kernel_compiling import SHARED_BYTES, compiled, registers, serialised
 
-from splitsam.kernels.gelu_product import HOPPER_TILE, _gelu_product_kernel, bound_outputs, gelu_product
+from splitsam.kernels import gelu_product_hopper as hopper
+from splitsam.kernels.gelu_product import (
+    HOPPER_TILE,
+    _gelu_product_kernel,
+    bound_outputs,
+    gelu_product,
+    gelu_product_reference,
+)
 from splitsam.kernels.normalise_rows import normalise_rows
 from splitsam.kernels.quantise_rows import FLOAT8, LARGEST, quantise_rows_reference
 
@@ -54,6 +65,36 @@ def test_kernel_multiplies_while_it_copies(inputs: int, outputs: int, tmp_path: 
     assert binary.metadata.shared <= SHARED_BYTES[90]
     assert registers(binary, tmp_path).get("STACK", 0) == 0
     assert not serialised(binary, tmp_path)
+
+
+@pytest.mark.parametrize("inputs", [768, 1024, 1280])
+def test_hopper_kernel_fits_a_multiprocessor_and_multiplies_while_it_finishes(inputs: int, tmp_path: Path):
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    types = {"M": "i32", "N": "i32", "bias": "*bf16"}
+    types |= dict.fromkeys(("row_scales", "weight_scales", "out_scale", "scales"), "*fp32")
+    for name, block in (("rows", [128, 128]), ("weight", [256, 128]), ("out", [64, 128])):
+        types[name] = f"tensordesc<fp8e4nv{block},{NVMMASharedLayout(128, 8)}>"
+    binary = compiled(hopper.hopper_product_kernel, types, dict(hopper.options(inputs)), 90, {"num_warps": 4})
+    assert len(re.findall(r"wgmma.mma_async\S+m64n256k32\S+e4m3.e4m3", binary.asm["ptx"])) == 2 * 128 // 32
+    assert binary.metadata.shared <= SHARED_BYTES[90]
+    assert registers(binary, tmp_path).get("STACK", 0) == 0
+    assert not serialised(binary, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "programs"),
+    [(200, 272, 512, 2), (1, 16, 256, 1), (700, 768, 512, 2), (130, 1280, 256, 1)],
+)
+def test_every_copy_product_and_store_is_waited_for(rows: int, inputs: int, outputs: int, programs: int):
+    arguments, _ = layer(rows, inputs, outputs)
+    expected, expected_scales = gelu_product_reference(*arguments)
+    out, scales = gelu_product_on_cpu.gelu_product(*arguments, programs=programs)
+    assert torch.equal(scales, expected_scales)
+    found, wanted = out.float(), expected.float()
+    # Sums in another order are rounded to the number beside it now and then.
+    assert ((found - wanted).abs() <= 0.126 * wanted.abs() + 2**-9).all()
+    assert (found == wanted).float().mean() > 0.999
 
 
 def layer(rows: int = 5, inputs: int = 192, outputs: int = 64, outlier: float = 1.0):
