@@ -5,10 +5,11 @@
 What a layer is given is rounded where it is made, by kernels that have it in registers anyway:
 
     x, branch -> add_normalise_rows -> qkv -> attention -> proj -> branch
-    x, branch -> add_normalise_rows -> lin1 -> quantise_rows(gelu) -> lin2 -> branch
+    x, branch -> add_normalise_rows -> gelu_product, which is lin1 -> lin2 -> branch
 
-No program of attention sees a whole row of its outputs, so they have one scale for all. What weights can make of a
-normalised row bounds them, and e4m3 is as exact far below its largest number.
+No program of attention, nor of a product, sees a whole row of its outputs, so they have one scale for all. What weights
+can make of a normalised row bounds them, and e4m3 is as exact far below its largest number. Where there is no kernel
+for `gelu_product`, lin1 and quantise_rows(gelu) take its place.
 
 A block hands on its last branch beside x, so that the next one adds it where it normalises the sum.
 Weights are rounded when the rung is applied, never in a file.
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from splitsam.kernels.gelu_product import bound_outputs, gelu_product, has_gelu_product
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows
 from splitsam.kernels.quantise_rows import LARGEST, quantise_rows, quantise_rows_reference
 
@@ -77,6 +79,10 @@ class Float8Block(nn.Module):
                 setattr(module, name, Float8Linear(getattr(module, name)))
         keep_in_range_(self.attn, self.norm1)
         self.register_buffer("ones", ones, persistent=False)
+        lin1 = self.mlp.lin1
+        bound = bound_outputs(lin1.weight.float() * lin1.scales.t(), lin1.bias, self.norm2.weight, self.norm2.bias)
+        lin1.register_buffer("out_scale", bound)
+        self.in_one_kernel = has_gelu_product(lin1.weight)
         self.last = last
 
     def forward(self, stream: Stream) -> Stream:
@@ -94,8 +100,14 @@ class Float8Block(nn.Module):
         ones = self.ones[: len(rows)] if len(rows) <= len(self.ones) else self.ones.new_ones(len(rows), 1)
         branch = self.attn.proj(attended, ones)
         rows, normal, scales = add_normalise_rows(rows, branch, *_parameters(self.norm2))
-        branch = self.mlp.lin2(*quantise_rows(self.mlp.lin1(normal, scales), gelu=True))
+        branch = self.mlp.lin2(*self._hidden(normal, scales))
         return (rows + branch).view(shape) if self.last else (rows.view(shape), branch.view(shape))
+
+    def _hidden(self, normal: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        lin1 = self.mlp.lin1
+        if not self.in_one_kernel:
+            return quantise_rows(lin1(normal, scales), gelu=True)
+        return gelu_product(normal, scales, lin1.weight, lin1.scales, lin1.bias, lin1.out_scale)
 
 
 def _parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:

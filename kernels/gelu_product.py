@@ -23,6 +23,7 @@ import triton.language as tl
 from torch.nn import functional as F
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import gelu_product_hopper as hopper
 from .arguments import has_no_kernel
 from .quantise_rows import FLOAT8, LARGEST
 
@@ -50,6 +51,12 @@ class ProductTile:
 
 
 HOPPER_TILE = ProductTile()
+
+
+def has_gelu_product(weight: torch.Tensor) -> bool:
+    """Whether `gelu_product` is for this layer's device and outputs: its kernel is for Hopper, a CPU needs none."""
+    on_hopper = weight.device.type == "cuda" and torch.cuda.get_device_capability(weight.device) == (9, 0)
+    return weight.device.type == "cpu" or (on_hopper and len(weight) % hopper.BLOCK_N == 0)
 
 
 def bound_outputs(weight: torch.Tensor, bias: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
@@ -180,8 +187,7 @@ def launch_gelu_product(
     tile: ProductTile = HOPPER_TILE,
     dtype: torch.dtype = FLOAT8,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`gelu_product`; with another dtype, the numbers that e4m3 would be made of."""
-    _check(rows, row_scales, weight, weight_scales, bias, out_scale)
+    """`gelu_product` of arguments that have been checked; with another dtype, what e4m3 would be made of."""
     (m, k), n = rows.shape, len(weight)
     out, scales = rows.new_empty(m, n, dtype=dtype), torch.empty_like(row_scales)
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
@@ -220,10 +226,13 @@ def gelu_product(
     Raises:
         ValueError: for a shape, dtype or stride other than these.
     """
+    arguments = (rows, row_scales, weight, weight_scales, bias, out_scale)
+    _check(*arguments)
     if has_no_kernel(rows.device):
-        _check(rows, row_scales, weight, weight_scales, bias, out_scale)
-        return gelu_product_reference(rows, row_scales, weight, weight_scales, bias, out_scale)
-    return launch_gelu_product(rows, row_scales, weight, weight_scales, bias, out_scale)
+        return gelu_product_reference(*arguments)
+    if weight.shape[0] % hopper.BLOCK_N or triton.knobs.runtime.interpret:
+        return launch_gelu_product(*arguments)
+    return hopper.launch_hopper_product(*arguments, _multiprocessors(rows.device))
 
 
 @gelu_product.register_fake

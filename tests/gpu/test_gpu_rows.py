@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 from splitsam.encoder_service.float8 import Float8Linear
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.optimize import FP8, unsupported
+from splitsam.kernels.gelu_product import bound_outputs, gelu_product, gelu_product_reference, has_gelu_product
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows, normalise_rows_reference
 from splitsam.kernels.quantise_rows import FLOAT8, quantise_rows, quantise_rows_reference
 
@@ -100,6 +101,26 @@ def test_product_errs_by_the_rounding_of_its_factors(count: int, channels: int, 
     assert relative_error(found, dequantised.float()) < 1e-2
     same = relative_error(dequantised.bfloat16(), exact.float())
     assert relative_error(found, exact.float()) <= min(2 * same, 0.06)
+
+
+@pytest.mark.usefixtures("float8_units")
+@pytest.mark.parametrize(("channels", "outputs"), [(192, 768), (768, 3072), (1024, 4096), (1280, 5120)])
+@pytest.mark.parametrize("count", [*ROWS, 40_000])
+def test_gelu_product_errs_by_the_rounding_of_what_it_gives(count: int, channels: int, outputs: int):
+    layer = Float8Linear(random_layer(channels, outputs))
+    if not has_gelu_product(layer.weight):
+        pytest.skip("no Hopper")
+    rows, row_scales = quantise_rows(torch.randn(count, channels, device=GPU).bfloat16())
+    one, zero = torch.ones(channels, device=GPU), torch.zeros(channels, device=GPU)
+    bound = bound_outputs(layer.weight.float() * layer.scales.t(), layer.bias, one, zero)
+    arguments = (rows, row_scales, layer.weight, layer.scales, layer.bias, bound)
+    expected, expected_scales = gelu_product_reference(*arguments)
+    found, scales = gelu_product(*arguments)
+    assert torch.equal(scales, expected_scales)
+    difference = (found.float() - expected.float()).abs()
+    # Sums of e4m3 products keep some 13 bits, so what lies between two numbers is rounded to either.
+    assert (difference <= expected.float().abs() / 7 + 2**-7).all()
+    assert relative_error(found.float(), expected.float()) < 0.02
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(192, 768), (768, 3072), (1280, 5120)])
