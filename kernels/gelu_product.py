@@ -73,7 +73,8 @@ def bound_outputs(weight: torch.Tensor, bias: torch.Tensor, gamma: torch.Tensor,
     weight, bias, gamma, beta = (values.detach().float() for values in (weight, bias, gamma, beta))
     bounds = (1 + 1 / 16) * weight.shape[1] ** 0.5 * (weight * gamma).norm(dim=1)
     bounds += (weight @ beta).abs() + weight.abs() @ beta.abs() / 16 + bias.abs()
-    return bounds.amax().clamp(min=0.17).reshape(1) / LARGEST
+    out_scale: torch.Tensor = bounds.amax().clamp(min=0.17).reshape(1) / LARGEST
+    return out_scale
 
 
 def gelu_product_reference(
