@@ -30,6 +30,7 @@ from splitsam.encoder_service.float8 import Float8Linear
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.optimize import FP8, unsupported
 from splitsam.encoder_service.timing import time_on_host
+from splitsam.kernels.gelu_product import bound_outputs, gelu_product, has_gelu_product
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows
 from splitsam.kernels.quantise_rows import quantise_rows
 
@@ -160,6 +161,22 @@ def _layer_cases(
     if float8:
         product, quantised = Float8Linear(layer), quantise_rows(x)
         yield case(f"{name}, fp8", lambda: product(*quantised), exact, factor_bytes=1)
+        if name == "lin1" and has_gelu_product(product.weight):
+            yield _gelu_product_case(product, *quantised, F.gelu(exact))
+
+
+def _gelu_product_case(layer: Float8Linear, rows: Tensor, scales: Tensor, expected: Tensor) -> Case:
+    (count, inputs), outputs = rows.shape, len(layer.weight)
+    one, zero = torch.ones(inputs, device=rows.device), torch.zeros(inputs, device=rows.device)
+    bound = bound_outputs(layer.weight.float() * layer.scales.t(), layer.bias, one, zero)
+
+    def run() -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = gelu_product(rows, scales, layer.weight, layer.scales, layer.bias, bound)
+        return out
+
+    bytes_moved = inputs * (count + outputs) + count * outputs
+    shape, flop = f"{inputs} -> {outputs}", 2 * count * inputs * outputs
+    return Case("lin1, fp8, GELU and rounding inside", shape, run, _dequantised(run), expected, bytes_moved, flop)
 
 
 def _random(*shape: int, device: torch.device) -> Tensor:
