@@ -5,7 +5,8 @@
 
 The groups share the weights of a slot but wait for nothing else of each other. Group 1 starts SKEW steps late, and so
 one group multiplies at the full rate while the other finishes, as far as the ring has slots for what lies between them;
-the copying warp goes on to the next tile meanwhile.
+the copying warp goes on to the next tile meanwhile. Scales and bias of a tile's columns are loaded while it is multiplied
+and wait in shared memory, for one group fills too little of a multiprocessor to hide a load.
 """
 
 # ruff: noqa: N803, N806
@@ -65,32 +66,33 @@ def _copy(
 
 @gluon.jit
 def _finish(
-    acc, staged, out, left, weight_scales, bias, per_half, linear, cubic, m0, n0,
-    LAYOUT: gl.constexpr, WIDTH: gl.constexpr,
+    acc, staged, columns, out, left, linear, cubic, m0, n0,
+    START: gl.constexpr, LAYOUT: gl.constexpr, WIDTH: gl.constexpr,
 ):  # fmt: skip
-    """Scales [64, WIDTH] sums and stores their GELU; `left`, their rows' scales, makes them half of what is stored."""
-    n = gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
-    right = gl.load(weight_scales + n0 + n)
-    offsets = gl.load(bias + n0 + n).to(gl.float32) * per_half
-    half = gl.convert_layout(acc, LAYOUT) * left[:, None] * right[None, :] + offsets[None, :]
+    """Scales WIDTH columns of sums, to half of what is stored, and stores their GELU."""
+    by_column: gl.constexpr = gl.SliceLayout(0, LAYOUT)
+    sums = gl.convert_layout(acc, LAYOUT) * left[:, None]
+    right = columns.index(0).slice(START, WIDTH).load(by_column)
+    half = sums * right[None, :] + columns.index(1).slice(START, WIDTH).load(by_column)[None, :]
     inner = half * (linear + cubic * (half * half))
     t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [inner], gl.float32, is_pure=True, pack=1)
-    tma.store_wait(1)  # the other half's may go on, this one's before it may not
+    tma.store_wait(0)  # what was staged before has been read
     wait_for_group()
     staged.store((half + half * t).to(gl.float8e4nv))
     fence_async_shared()
     wait_for_group()
-    tma.async_copy_shared_to_global(out, [m0, n0], staged)
+    tma.async_copy_shared_to_global(out, [m0, n0 + START], staged)
 
 
 @gluon.jit
 def _multiply(
-    a, b, ready, free, started, staged, out, row_scales, weight_scales, bias, out_scale, scales,
+    a, b, ready, free, started, staged, columns, out, row_scales, weight_scales, bias, out_scale, scales,
     M, tiles_m, tiles_n,
     HALF: gl.constexpr, STEPS: gl.constexpr, STAGES: gl.constexpr, SKEW: gl.constexpr, GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
 ):  # fmt: skip
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 32])
+    COLUMNS: gl.constexpr = gl.BlockedLayout([BLOCK_N // 128], [32], [4], [0])
     PART: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N // 2, 32])
     scale = gl.load(out_scale)
     per_half = 0.5 / scale
@@ -103,7 +105,11 @@ def _multiply(
         m0, n0 = _corner(tile, tiles_m, tiles_n, GROUP, BLOCK_M, BLOCK_N)
         m0 += 64 * HALF
         m = m0 + gl.arange(0, 64, gl.SliceLayout(1, PART))
-        left = gl.load(row_scales + m, mask=m < M, other=0.0) * per_half
+        # Loaded while the group multiplies.
+        left = gl.load(row_scales + m, mask=m < M, other=0.0)
+        n = gl.arange(0, BLOCK_N, COLUMNS)
+        right = gl.load(weight_scales + n0 + n)
+        offsets = gl.load(bias + n0 + n)
         acc = gl.zeros([64, BLOCK_N], gl.float32, SUMS)
         for k in range(STEPS):
             slot = step % STAGES
@@ -119,16 +125,13 @@ def _multiply(
         acc = warpgroup_mma_wait(0, [acc])
         wait_for_group()
         mbarrier.arrive(free.index((step + STAGES - 1) % STAGES))
+        columns.index(0).store(right)
+        columns.index(1).store(offsets.to(gl.float32) * per_half)
+        left *= per_half
+        wait_for_group()
         acc0, acc1 = acc.reshape([64, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
-        _finish(
-            acc0, staged.index(0), out, left, weight_scales, bias, per_half, linear, cubic, m0, n0,
-            PART, BLOCK_N // 2,
-        )  # fmt: skip
-        n1 = n0 + BLOCK_N // 2
-        _finish(
-            acc1, staged.index(1), out, left, weight_scales, bias, per_half, linear, cubic, m0, n1,
-            PART, BLOCK_N // 2,
-        )  # fmt: skip
+        _finish(acc0, staged, columns, out, left, linear, cubic, m0, n0, 0, PART, BLOCK_N // 2)
+        _finish(acc1, staged, columns, out, left, linear, cubic, m0, n0, BLOCK_N // 2, PART, BLOCK_N // 2)
         gl.store(scales + m, gl.full([64], 1.0, gl.float32, gl.SliceLayout(1, PART)) * scale, mask=(m < M) & (n0 == 0))
     tma.store_wait(0)
 
@@ -141,10 +144,13 @@ def hopper_product_kernel(
     REGISTERS: gl.constexpr, COPYING_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 8)
+    PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     a = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK_M, BLOCK_K], WIDE)
     b = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, BLOCK_N, BLOCK_K], WIDE)
-    staged0 = gl.allocate_shared_memory(gl.float8e4nv, [2, 64, BLOCK_N // 2], WIDE)
-    staged1 = gl.allocate_shared_memory(gl.float8e4nv, [2, 64, BLOCK_N // 2], WIDE)
+    staged0 = gl.allocate_shared_memory(gl.float8e4nv, [64, BLOCK_N // 2], WIDE)
+    columns0 = gl.allocate_shared_memory(gl.float32, [2, BLOCK_N], PLAIN)
+    staged1 = gl.allocate_shared_memory(gl.float8e4nv, [64, BLOCK_N // 2], WIDE)
+    columns1 = gl.allocate_shared_memory(gl.float32, [2, BLOCK_N], PLAIN)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     started = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -161,14 +167,16 @@ def hopper_product_kernel(
             (
                 _multiply,
                 (
-                    a, b, ready, free, started, staged0, out, row_scales, weight_scales, bias, out_scale, scales,
+                    a, b, ready, free, started, staged0, columns0, out,
+                    row_scales, weight_scales, bias, out_scale, scales,
                     M, tiles_m, tiles_n, 0, STEPS, STAGES, SKEW, GROUP, BLOCK_M, BLOCK_N,
                 ),
             ),
             (
                 _multiply,
                 (
-                    a, b, ready, free, started, staged1, out, row_scales, weight_scales, bias, out_scale, scales,
+                    a, b, ready, free, started, staged1, columns1, out,
+                    row_scales, weight_scales, bias, out_scale, scales,
                     M, tiles_m, tiles_n, 1, STEPS, STAGES, SKEW, GROUP, BLOCK_M, BLOCK_N,
                 ),
             ),

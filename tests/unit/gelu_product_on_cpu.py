@@ -14,7 +14,7 @@ from gluon_on_cpu import Barriers, Pointer, Product, Shared
 from splitsam.kernels import gelu_product_hopper as hopper
 
 PATIENCE_S = 10
-LAYOUTS = ("NVMMADistributedLayout", "SliceLayout", "NVMMASharedLayout")
+LAYOUTS = ("NVMMADistributedLayout", "BlockedLayout", "SliceLayout", "NVMMASharedLayout", "SwizzledSharedLayout")
 PARTS = ("_corner", "_copy", "_finish", "_multiply", "hopper_product_kernel")
 
 
