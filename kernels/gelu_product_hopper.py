@@ -5,8 +5,8 @@
 
 The groups share the weights of a slot but wait for nothing else of each other. Group 1 starts SKEW steps late, and so
 one group multiplies at the full rate while the other finishes, as far as the ring has slots for what lies between them;
-the copying warp goes on to the next tile meanwhile. Scales and bias of a tile's columns are loaded while it is multiplied
-and wait in shared memory, for one group fills too little of a multiprocessor to hide a load.
+the copying warp goes on to the next tile meanwhile. Scales and bias of a tile's columns are loaded while it is
+multiplied and read from shared memory: four warps are too few to hide what a load from further away would take.
 """
 
 # ruff: noqa: N803, N806
