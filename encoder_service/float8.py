@@ -105,9 +105,12 @@ class Float8Block(nn.Module):
 
     def _hidden(self, normal: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         lin1 = self.mlp.lin1
-        if not self.in_one_kernel:
-            return quantise_rows(lin1(normal, scales), gelu=True)
-        return gelu_product(normal, scales, lin1.weight, lin1.scales, lin1.bias, lin1.out_scale)
+        hidden: tuple[Tensor, Tensor]
+        if self.in_one_kernel:
+            hidden = gelu_product(normal, scales, lin1.weight, lin1.scales, lin1.bias, lin1.out_scale)
+        else:
+            hidden = quantise_rows(lin1(normal, scales), gelu=True)
+        return hidden
 
 
 def _parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
