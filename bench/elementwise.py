@@ -26,11 +26,11 @@ from bench.row_file import RESULTS, ResultsFile, results_path
 from splitsam.common.architectures import ARCHITECTURES
 from splitsam.common.device import choose_device
 from splitsam.common.settings import SettingsProblem
-from splitsam.encoder_service.float8 import Float8Linear
+from splitsam.encoder_service.float8 import Float8Linear, gelu_scale
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.optimize import FP8, unsupported
 from splitsam.encoder_service.timing import time_on_host
-from splitsam.kernels.gelu_product import bound_outputs, gelu_product, has_gelu_product
+from splitsam.kernels.gelu_product import gelu_product, has_gelu_product
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows
 from splitsam.kernels.quantise_rows import quantise_rows
 
@@ -167,8 +167,7 @@ def _layer_cases(
 
 def _gelu_product_case(layer: Float8Linear, rows: Tensor, scales: Tensor, expected: Tensor) -> Case:
     (count, inputs), outputs = rows.shape, len(layer.weight)
-    one, zero = torch.ones(inputs, device=rows.device), torch.zeros(inputs, device=rows.device)
-    bound = bound_outputs(layer.weight.float() * layer.scales.t(), layer.bias, one, zero)
+    bound = gelu_scale(layer, nn.LayerNorm(inputs, device=rows.device))
 
     def run() -> tuple[Tensor, Tensor]:
         out: tuple[Tensor, Tensor] = gelu_product(rows, scales, layer.weight, layer.scales, layer.bias, bound)

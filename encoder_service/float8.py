@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitsam.kernels.gelu_product import bound_outputs, gelu_product, has_gelu_product
+from splitsam.kernels.gelu_product import gelu_product, has_gelu_product
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows
 from splitsam.kernels.quantise_rows import LARGEST, quantise_rows, quantise_rows_reference
 
@@ -80,8 +80,7 @@ class Float8Block(nn.Module):
         keep_in_range_(self.attn, self.norm1)
         self.register_buffer("ones", ones, persistent=False)
         lin1 = self.mlp.lin1
-        bound = bound_outputs(lin1.weight.float() * lin1.scales.t(), lin1.bias, self.norm2.weight, self.norm2.bias)
-        lin1.register_buffer("out_scale", bound)
+        lin1.register_buffer("out_scale", gelu_scale(lin1, self.norm2))
         self.in_one_kernel = has_gelu_product(lin1.weight)
         self.last = last
 
@@ -131,7 +130,7 @@ def keep_in_range_(attention: Any, norm: nn.LayerNorm) -> None:
 
 
 def bound_values(weight: Tensor, scales: Tensor, bias: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """[N] float32 that the values of attention, and so their means, never exceed, whatever the image.
+    """[N] float32 that a layer's outputs, and so means of them, never exceed, whatever the image.
 
     A row that a LayerNorm has divided by its spread has the norm sqrt(K) at most: by Cauchy and Schwarz its products
     with weights are bounded. Rounding the row to e4m3 adds a sixteenth of each number, or half the smallest step.
@@ -147,6 +146,13 @@ def bound_values(weight: Tensor, scales: Tensor, bias: Tensor, norm: nn.LayerNor
     steps = weight.abs().sum(dim=1) * (length * factors.abs().max() + offsets.abs().max()) / LARGEST * 2.0**-10
     bound: Tensor = products + (weight @ offsets).abs() + rounded + steps + bias.float().abs()
     return bound * (33 / 32)  # for what sums, values and weights of attention are rounded by
+
+
+def gelu_scale(layer: Float8Linear, norm: nn.LayerNorm) -> Tensor:
+    """[1] float32 that brings the GELU of a layer behind `norm` into e4m3's range: it is max(h, 0.17) at most."""
+    largest = bound_values(layer.weight, layer.scales, layer.bias, norm).max()
+    scale: Tensor = largest.clamp(min=0.17).reshape(1) / LARGEST
+    return scale
 
 
 def use_float8_(encoder: Any) -> None:

@@ -3,9 +3,9 @@
     h[m, n] = row_scales[m] weight_scales[n] sum_k rows[m, k] weight[n, k] + bias[n],   sums in float32
     out = e4m3(gelu(h) / out_scale),   gelu(h) = h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2
 
-A scale that bounds every output, `bound_outputs`, is known before any, so no pass over finished rows looks for their
-largest number: of [M, K] and [N, K] to [M, N] go M K + N K + M N bytes, where such a pass moves 4 M N more and the
-product stays M N K. e4m3 is a floating format: a bound that is 2^7 too large still leaves its normal numbers 7 binades.
+A scale that bounds every output is known before any, from weights and the LayerNorm before them, so no pass over rows
+looks for their largest number: of [M, K] and [N, K] to [M, N] go M K + N K + M N bytes, where such a pass moves
+4 M N more. e4m3 is a floating format: a bound that is 2^7 too large still leaves its normal numbers 7 binades.
 
 A program stays on its multiprocessor and goes over tiles of the output. Those that run at the same time share rows and
 weights in the second-level cache: GROUP tiles of rows with every tile of columns, one group after the other.
@@ -57,24 +57,6 @@ def has_gelu_product(weight: torch.Tensor) -> bool:
     """Whether `gelu_product` is for this layer's device and outputs: its kernel is for Hopper, a CPU needs none."""
     on_hopper = weight.device.type == "cuda" and torch.cuda.get_device_capability(weight.device) == (9, 0)
     return weight.device.type == "cpu" or (on_hopper and len(weight) % hopper.BLOCK_N == 0)
-
-
-def bound_outputs(weight: torch.Tensor, bias: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    """The `out_scale` of a layer whose rows are a LayerNorm's, rounded to e4m3: [1] float32.
-
-    A normalised row has a norm of sqrt(K) at most, so h is bounded by Cauchy and Schwarz; e4m3 adds a sixteenth of each
-    number at most, and what it adds to numbers below its normal ones is not counted. GELU is below max(h, 0.17).
-
-    Args:
-        weight: [N, K], with its scales.
-        bias: [N].
-        gamma, beta: [K], the LayerNorm's.
-    """
-    weight, bias, gamma, beta = (values.detach().float() for values in (weight, bias, gamma, beta))
-    bounds = (1 + 1 / 16) * weight.shape[1] ** 0.5 * (weight * gamma).norm(dim=1)
-    bounds += (weight @ beta).abs() + weight.abs() @ beta.abs() / 16 + bias.abs()
-    out_scale: torch.Tensor = bounds.amax().clamp(min=0.17).reshape(1) / LARGEST
-    return out_scale
 
 
 def gelu_product_reference(
@@ -219,7 +201,7 @@ def gelu_product(
         rows: [M, K] e4m3; row_scales: [M, 1] float32.
         weight: [N, K] e4m3; weight_scales: [1, N] float32.
         bias: [N].
-        out_scale: [1] float32, from `bound_outputs`.
+        out_scale: [1] float32; what is beyond 448 times it is cut off.
 
     Returns:
         [M, N] e4m3 and [M, 1] float32 scales, each `out_scale`; their product is the GELU, nearly.

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="the kernels are written in Triton, which is not installed")
 
-from splitsam.encoder_service.float8 import Float8Linear
+from splitsam.encoder_service.float8 import Float8Linear, gelu_scale
 from splitsam.encoder_service.fused import linear_gelu
 from splitsam.encoder_service.optimize import FP8, unsupported
-from splitsam.kernels.gelu_product import bound_outputs, gelu_product, gelu_product_reference, has_gelu_product
+from splitsam.kernels.gelu_product import gelu_product, gelu_product_reference, has_gelu_product
 from splitsam.kernels.normalise_rows import add_normalise_rows, normalise_rows, normalise_rows_reference
 from splitsam.kernels.quantise_rows import FLOAT8, quantise_rows, quantise_rows_reference
 
@@ -111,8 +111,7 @@ def test_gelu_product_errs_by_the_rounding_of_what_it_gives(count: int, channels
     if not has_gelu_product(layer.weight):
         pytest.skip("no Hopper")
     rows, row_scales = quantise_rows(torch.randn(count, channels, device=GPU).bfloat16())
-    one, zero = torch.ones(channels, device=GPU), torch.zeros(channels, device=GPU)
-    bound = bound_outputs(layer.weight.float() * layer.scales.t(), layer.bias, one, zero)
+    bound = gelu_scale(layer, nn.LayerNorm(channels, device=GPU)).detach()
     arguments = (rows, row_scales, layer.weight, layer.scales, layer.bias, bound)
     expected, expected_scales = gelu_product_reference(*arguments)
     found, scales = gelu_product(*arguments)

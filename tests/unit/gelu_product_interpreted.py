@@ -11,7 +11,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch.nn import functional as F
 
-from splitsam.kernels.gelu_product import ProductTile, bound_outputs, launch_gelu_product
+from splitsam.kernels.gelu_product import ProductTile, launch_gelu_product
 from splitsam.kernels.quantise_rows import quantise_rows_reference
 
 SHAPES = [(1, 16, 16), (70, 48, 160), (64, 96, 64)]
@@ -28,7 +28,7 @@ def run(m: int, k: int, n: int, tile: ProductTile) -> dict[str, float]:
     weight, weight_scales = quantise_rows_reference(torch.randn(n, k))
     bias = torch.randn(n)
     dequantised = weight.double() * weight_scales.double()
-    out_scale = bound_outputs(dequantised, bias, torch.ones(k), torch.zeros(k))
+    out_scale = torch.tensor([0.37])
     arguments = (rows, row_scales, weight, weight_scales.t().contiguous(), bias, out_scale)
     out, scales = launch_gelu_product(*arguments, tile=tile, dtype=torch.float32)
     expected = F.gelu((rows.double() * row_scales.double()) @ dequantised.t() + bias.double(), approximate="tanh")
