@@ -133,7 +133,7 @@ def _dequantised(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], Tensor]:
 
 
 def product_cases(rows: int, channels: int, device: torch.device, *, float8: bool) -> Iterator[Case]:
-    """The four products of a block in bf16 and, where there is that, in fp8; in bf16 the GELU apart and fused."""
+    """The four products of a block in bf16 and, where there is that, in fp8; the GELU apart and fused."""
     yield from _layer_cases("qkv", rows, channels, 3 * channels, device, float8=float8)
     yield from _layer_cases("proj", rows, channels, channels, device, float8=float8)
     yield from _layer_cases("lin1", rows, channels, 4 * channels, device, float8=float8)

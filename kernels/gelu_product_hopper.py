@@ -7,6 +7,9 @@ The groups share the weights of a slot but wait for nothing else of each other. 
 one group multiplies at the full rate while the other finishes, as far as the ring has slots for what lies between them;
 the copying warp goes on to the next tile meanwhile. Scales and bias of a tile's columns are loaded while it is
 multiplied and read from shared memory: four warps are too few to hide what a load from further away would take.
+
+A program stays on its multiprocessor and goes over tiles of the output. Those that run at the same time share rows and
+weights in the second-level cache: GROUP tiles of rows with every tile of columns, one group after the other.
 """
 
 # ruff: noqa: N803, N806
@@ -25,20 +28,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-BLOCK_M = 128
-BLOCK_N = 256
-BLOCK_K = 128
-STAGES = 4
-SKEW = 3  # below STAGES
-GROUP = 8  # tiles of rows
-REGISTERS = 240  # of a thread that multiplies
-COPYING_REGISTERS = 24
+from .relpos_hopper import wait_for_all as wait_for_group
 
-wait_for_group = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7 renamed it
+BLOCK_M = gl.constexpr(128)
+BLOCK_N = gl.constexpr(256)
+BLOCK_K = gl.constexpr(128)
+STAGES = gl.constexpr(4)
+SKEW = gl.constexpr(3)  # below STAGES
+GROUP = gl.constexpr(8)  # tiles of rows
+REGISTERS = gl.constexpr(240)  # of a thread that multiplies
+COPYING_REGISTERS = gl.constexpr(24)
 
 
 @gluon.jit
-def _corner(tile, tiles_m, tiles_n, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
+def _corner(tile, tiles_m, tiles_n):
     first_m = tile // (GROUP * tiles_n) * GROUP
     group = gl.minimum(tiles_m - first_m, GROUP)
     within = tile % (GROUP * tiles_n)
@@ -46,14 +49,10 @@ def _corner(tile, tiles_m, tiles_n, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, 
 
 
 @gluon.jit
-def _copy(
-    rows, weight, a, b, ready, free, tiles_m, tiles_n,
-    STEPS: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
-):  # fmt: skip
+def _copy(rows, weight, a, b, ready, free, tiles_m, tiles_n, STEPS: gl.constexpr):
     step = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, gl.num_programs(0)):
-        m0, n0 = _corner(tile, tiles_m, tiles_n, GROUP, BLOCK_M, BLOCK_N)
+        m0, n0 = _corner(tile, tiles_m, tiles_n)
         for k in range(STEPS):
             slot = step % STAGES
             bar = ready.index(slot)
@@ -87,9 +86,7 @@ def _finish(
 @gluon.jit
 def _multiply(
     a, b, ready, free, started, staged, columns, out, row_scales, weight_scales, bias, out_scale, scales,
-    M, tiles_m, tiles_n,
-    HALF: gl.constexpr, STEPS: gl.constexpr, STAGES: gl.constexpr, SKEW: gl.constexpr, GROUP: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    M, tiles_m, tiles_n, HALF: gl.constexpr, STEPS: gl.constexpr,
 ):  # fmt: skip
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 32])
     COLUMNS: gl.constexpr = gl.BlockedLayout([BLOCK_N // 128], [32], [4], [0])
@@ -102,7 +99,7 @@ def _multiply(
     if HALF == 1:
         mbarrier.wait(started, 0)
     for tile in range(gl.program_id(0), tiles_m * tiles_n, gl.num_programs(0)):
-        m0, n0 = _corner(tile, tiles_m, tiles_n, GROUP, BLOCK_M, BLOCK_N)
+        m0, n0 = _corner(tile, tiles_m, tiles_n)
         m0 += 64 * HALF
         m = m0 + gl.arange(0, 64, gl.SliceLayout(1, PART))
         # Loaded while the group multiplies.
@@ -120,7 +117,7 @@ def _multiply(
             wait_for_group()  # every warp has finished the step before
             mbarrier.arrive(free.index((step + STAGES - 1) % STAGES), pred=k > 0)
             if HALF == 0:
-                mbarrier.arrive(started, pred=step == SKEW)
+                mbarrier.arrive(started, pred=step == gl.minimum(SKEW, STEPS - 1))
             step += 1
         acc = warpgroup_mma_wait(0, [acc])
         wait_for_group()
@@ -138,10 +135,7 @@ def _multiply(
 
 @gluon.jit
 def hopper_product_kernel(
-    rows, weight, out, row_scales, weight_scales, bias, out_scale, scales, M, N,
-    STEPS: gl.constexpr, STAGES: gl.constexpr, SKEW: gl.constexpr, GROUP: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
-    REGISTERS: gl.constexpr, COPYING_REGISTERS: gl.constexpr,
+    rows, weight, out, row_scales, weight_scales, bias, out_scale, scales, M, N, STEPS: gl.constexpr,
 ):  # fmt: skip
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 8)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -167,40 +161,22 @@ def hopper_product_kernel(
             (
                 _multiply,
                 (
-                    a, b, ready, free, started, staged0, columns0, out,
-                    row_scales, weight_scales, bias, out_scale, scales,
-                    M, tiles_m, tiles_n, 0, STEPS, STAGES, SKEW, GROUP, BLOCK_M, BLOCK_N,
+                    a, b, ready, free, started, staged0, columns0, out, row_scales, weight_scales, bias, out_scale,
+                    scales, M, tiles_m, tiles_n, 0, STEPS,
                 ),
             ),
             (
                 _multiply,
                 (
-                    a, b, ready, free, started, staged1, columns1, out,
-                    row_scales, weight_scales, bias, out_scale, scales,
-                    M, tiles_m, tiles_n, 1, STEPS, STAGES, SKEW, GROUP, BLOCK_M, BLOCK_N,
+                    a, b, ready, free, started, staged1, columns1, out, row_scales, weight_scales, bias, out_scale,
+                    scales, M, tiles_m, tiles_n, 1, STEPS,
                 ),
             ),
-            (
-                _copy,
-                (
-                    rows, weight, a, b, ready, free, tiles_m, tiles_n,
-                    STEPS, STAGES, GROUP, BLOCK_M, BLOCK_N, BLOCK_K,
-                ),
-            ),
+            (_copy, (rows, weight, a, b, ready, free, tiles_m, tiles_n, STEPS)),
         ],
         [4, 1],
         [REGISTERS, COPYING_REGISTERS],
     )  # fmt: skip
-
-
-def options(inputs: int) -> dict[str, int]:
-    """The kernel's constants, in their order."""
-    steps = triton.cdiv(inputs, BLOCK_K)
-    return {
-        "STEPS": steps, "STAGES": STAGES, "SKEW": min(SKEW, steps - 1), "GROUP": GROUP,
-        "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K,
-        "REGISTERS": REGISTERS, "COPYING_REGISTERS": COPYING_REGISTERS,
-    }  # fmt: skip
 
 
 def launch_hopper_product(
@@ -210,19 +186,19 @@ def launch_hopper_product(
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
     out_scale: torch.Tensor,
-    programs: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `gelu_product` returns, of arguments that have been checked, by as many programs as multiprocessors."""
-    m, n = len(rows), len(weight)
+    (m, k), n = rows.shape, len(weight)
     out, scales = rows.new_empty(m, n), torch.empty_like(row_scales)
-    tiles = triton.cdiv(m, BLOCK_M) * triton.cdiv(n, BLOCK_N)
+    tiles = triton.cdiv(m, BLOCK_M.value) * triton.cdiv(n, BLOCK_N.value)
+    programs = torch.cuda.get_device_properties(rows.device).multi_processor_count
     hopper_product_kernel[(min(tiles, programs),)](
-        _descriptor(rows, BLOCK_M, BLOCK_K), _descriptor(weight, BLOCK_N, BLOCK_K), _descriptor(out, 64, BLOCK_N // 2),
-        row_scales, weight_scales, bias, out_scale, scales, m, n,
-        **options(rows.shape[1]), num_warps=4,
+        _descriptor(rows, BLOCK_M.value), _descriptor(weight, BLOCK_N.value), _descriptor(out, BLOCK_M.value // 2),
+        row_scales, weight_scales, bias, out_scale, scales, m, n, STEPS=triton.cdiv(k, BLOCK_K.value), num_warps=4,
     )  # fmt: skip
     return out, scales
 
 
-def _descriptor(values: torch.Tensor, rows: int, width: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(values, [rows, width], gl.NVMMASharedLayout(128, 8))
+def _descriptor(values: torch.Tensor, rows: int) -> TensorDescriptor:
+    """For [rows, 128] of a matrix, as wide as the swizzle."""
+    return TensorDescriptor.from_tensor(values, [rows, 128], gl.NVMMASharedLayout(128, 8))

@@ -117,8 +117,9 @@ def test_gelu_product_errs_by_the_rounding_of_what_it_gives(count: int, channels
     found, scales = gelu_product(*arguments)
     assert torch.equal(scales, expected_scales)
     difference = (found.float() - expected.float()).abs()
-    # Sums of e4m3 products keep some 13 bits, so what lies between two numbers is rounded to either.
-    assert (difference <= expected.float().abs() / 7 + 2**-7).all()
+    # Sums of e4m3 products keep some 13 bits, so what lies between two numbers is rounded to either. For a negative h
+    # GELU is what 1 + tanh leaves of h / 2, and the chip's tanh errs by 5e-4.
+    assert (difference <= expected.float().abs() / 7 + 0.005 / bound).all()
     assert relative_error(found.float(), expected.float()) < 0.02
 
 

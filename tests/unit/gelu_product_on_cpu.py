@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from gluon_on_cpu import Barriers, Pointer, Product, Shared
+from triton.language import constexpr
 
 from splitsam.kernels import gelu_product_hopper as hopper
 
@@ -130,6 +131,7 @@ def program(index: int, programs: int, parts: list) -> dict:
     names = {"gl": gl, "tma": tma, "mbarrier": mbarrier, "range": range}
     names |= dict.fromkeys(("fence_async_shared", "wait_for_group"), lambda: None)
     names |= {"warpgroup_mma": part.multiply, "warpgroup_mma_wait": part.wait}
+    names |= {name: value.value for name, value in vars(hopper).items() if isinstance(value, constexpr)}
     for name in PARTS:
         names[name] = types.FunctionType(getattr(hopper, name).fn.__code__, names, name)
     return names
@@ -140,11 +142,11 @@ def gelu_product(rows, row_scales, weight, weight_scales, bias, out_scale, progr
     (m, k), n = rows.shape, len(weight)
     out, scales = torch.zeros(m, n).to(rows.dtype), torch.full((m, 1), float("nan"))
     pointers = [Pointer(values) for values in (row_scales, weight_scales, bias)]
-    constants = hopper.options(k)
+    steps = -(-k // hopper.BLOCK_K.value)
     for index in range(programs):
         parts: list = []
         program(index, programs, parts)["hopper_product_kernel"](
-            rows, weight, out, *pointers, Pointer(out_scale), Pointer(scales), m, n, *constants.values()
+            rows, weight, out, *pointers, Pointer(out_scale), Pointer(scales), m, n, steps
         )
         with ThreadPoolExecutor(len(parts)) as threads:
             # A part of its own is what each has in flight.

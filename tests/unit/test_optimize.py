@@ -215,12 +215,12 @@ def test_float8_multiplies_what_was_rounded_and_nothing_else(narrow: ImageEncode
     assert 0.02 < relative_error(found, expected) < 0.05  # two factors that err by 2.6 % each
 
 
-def test_float8_scale_known_beforehand_costs_no_accuracy(encoder: ImageEncoderViT):
+def test_float8_scale_known_beforehand_costs_no_accuracy(narrow: ImageEncoderViT):
     """Against a scale for each row of the hidden layer, which takes one more pass."""
     images, found = random_images(2), []
-    expected = encoder(images)
+    expected = narrow(images)
     for in_one_kernel in (False, True):
-        model = built(encoder, "bf16", "triton", "fp8")
+        model = built(narrow, "bf16", "triton", "fp8")
         for block in model.blocks:
             assert block.in_one_kernel
             block.in_one_kernel = in_one_kernel
