@@ -65,14 +65,13 @@ def _copy(rows, weight, a, b, ready, free, tiles_m, tiles_n, STEPS: gl.constexpr
 
 @gluon.jit
 def _finish(
-    acc, staged, columns, out, left, linear, cubic, m0, n0,
-    START: gl.constexpr, LAYOUT: gl.constexpr, WIDTH: gl.constexpr,
+    acc, staged, columns, out, left, linear, cubic, m0, n0, START: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scales WIDTH columns of sums, to half of what is stored, and stores their GELU."""
+    """Scales half the columns of sums, to half of what is stored, and stores their GELU."""
     by_column: gl.constexpr = gl.SliceLayout(0, LAYOUT)
     sums = gl.convert_layout(acc, LAYOUT) * left[:, None]
-    right = columns.index(0).slice(START, WIDTH).load(by_column)
-    half = sums * right[None, :] + columns.index(1).slice(START, WIDTH).load(by_column)[None, :]
+    right = columns.index(0).slice(START, BLOCK_N // 2).load(by_column)
+    half = sums * right[None, :] + columns.index(1).slice(START, BLOCK_N // 2).load(by_column)[None, :]
     inner = half * (linear + cubic * (half * half))
     t = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [inner], gl.float32, is_pure=True, pack=1)
     tma.store_wait(0)  # what was staged before has been read
@@ -127,8 +126,8 @@ def _multiply(
         left *= per_half
         wait_for_group()
         acc0, acc1 = acc.reshape([64, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
-        _finish(acc0, staged, columns, out, left, linear, cubic, m0, n0, 0, PART, BLOCK_N // 2)
-        _finish(acc1, staged, columns, out, left, linear, cubic, m0, n0, BLOCK_N // 2, PART, BLOCK_N // 2)
+        _finish(acc0, staged, columns, out, left, linear, cubic, m0, n0, 0, PART)
+        _finish(acc1, staged, columns, out, left, linear, cubic, m0, n0, BLOCK_N // 2, PART)
         gl.store(scales + m, gl.full([64], 1.0, gl.float32, gl.SliceLayout(1, PART)) * scale, mask=(m < M) & (n0 == 0))
     tma.store_wait(0)
 
