@@ -2,7 +2,9 @@
 
 import pytest
 
-from bench.elementwise import Row, main
+from bench.elementwise.__main__ import main
+from bench.elementwise.rows import Row
+from bench.elementwise.tables import build_tables
 from bench.row_file import read_rows
 
 
@@ -23,4 +25,13 @@ def test_every_kernel_and_product_is_checked_and_timed(tmp_path, capsys):
     added = rows["add_normalise_rows"]
     # Reads two rows of 768 in 16 bits, writes one, 768 e4m3 and a scale.
     assert added.gb_s * added.ms * 1e6 == pytest.approx(16 * (7 * 768 + 4), rel=1e-3)
-    assert "| vit_b | 16 | qkv, fp8 | 768 -> 2304 |" in capsys.readouterr().out
+    assert "vit_b | 16 | qkv, fp8 | 768 -> 2304 |" in capsys.readouterr().out
+
+
+def test_table_has_the_rows_as_they_are():
+    machine = ("H100", "2", "3", "abc", "python -m x")
+    row = Row("vit_h", 32768, "lin1, fp8", "1280 -> 5120", 0.4172, 920.4, 1029.2, 0.037, *machine)
+    table = build_tables([row])
+    assert "**H100**, torch 2, triton 3" in table
+    assert "| vit_h | 32768 | lin1, fp8 | 1280 -> 5120 | 0.4172 | 920 | 1029 | 3.7e-02 |" in table
+    assert build_tables([]) == "Not measured yet.\n"

@@ -7,6 +7,7 @@ from bench.codecs import tables as codecs
 from bench.datasets import tables as datasets
 from bench.decoder import tables as decoder
 from bench.documents import DOCUMENTS
+from bench.elementwise import tables as elementwise
 from bench.encode import tables as encode
 from bench.faults import tables as faults
 from bench.fuzz import tables as fuzz
@@ -23,6 +24,7 @@ BENCHMARKS = (
     codecs,
     datasets,
     decoder,
+    elementwise,
     encode,
     faults,
     fuzz,

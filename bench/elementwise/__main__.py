@@ -2,6 +2,7 @@
 
     python -m bench.elementwise                     # one table, and bench/results/elementwise-<gpu>.csv
     python -m bench.elementwise --models vit_h      # at batch 8
+    python -m bench.elementwise.tables              # writes the rows into the table of bench/README.md
 
 Inputs are random. A time is the median over replays of a CUDA graph and is GPU time alone; on a CPU, by the host's
 clock, it says that the benchmark runs and nothing more. GB/s count what has to be read and written once, TFLOP/s two
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.elementwise.rows import COLUMNS, Row
 from bench.machine import describe_machine, positive
 from bench.row_file import RESULTS, ResultsFile, results_path
 from splitsam.common.architectures import ARCHITECTURES
@@ -40,44 +42,6 @@ CHECKED_ROWS = 4096
 EPSILON = 1e-6
 REPEAT_MS = 10  # of ten replays each
 CALLS_ON_HOST = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table and of the CSV; None is a figure that does not exist there.
-
-    Args:
-        rows: of activations, 4096 an image.
-        shape: channels, and of a product its outputs.
-    """
-
-    model: str
-    rows: int
-    operation: str
-    shape: str
-    ms: float
-    gb_s: float
-    tflop_s: float | None
-    error: float
-    gpu: str
-    torch: str
-    triton: str
-    commit: str
-    command: str
-
-    @property
-    def key(self) -> tuple[str, int, str]:
-        """What one run measures together and replaces together."""
-        return self.model, self.rows, self.gpu
-
-    def line(self) -> str:
-        """In Markdown."""
-        tflop_s = "" if self.tflop_s is None else f"{self.tflop_s:.0f}"
-        figures = f"{self.ms:.4f} | {self.gb_s:.0f} | {tflop_s} | {self.error:.1e}"
-        return f"| {self.model} | {self.rows} | {self.operation} | {self.shape} | {figures} |"
-
-
-HEADING = "| model | rows | operation | shape | ms | GB/s | TFLOP/s | error |\n" + "|---" * 8 + "|"
 
 
 @dataclass(frozen=True)
@@ -217,7 +181,8 @@ def main(arguments: Sequence[str]) -> None:
     if reason is not None:
         print(f"left out: all that is fp8: {reason}")
     results = ResultsFile(results_path(options.results, "elementwise", machine["gpu"]), Row)
-    print(", ".join(f"{name} {value}" for name, value in machine.items() if value), HEADING, sep="\n", flush=True)
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
+    print(" | ".join(COLUMNS), flush=True)
     torch.manual_seed(0)
     with torch.inference_mode():
         for model in options.models:
@@ -238,7 +203,7 @@ def _measure_all(
 ) -> None:
     for case in cases:
         row = measure(case, model, rows, device, machine)
-        print(row.line(), flush=True)
+        print(" | ".join(row.cells), flush=True)
         results.add(row)
 
 
