@@ -103,7 +103,7 @@ def embedding(messages: Sequence[encoder_pb2.DownloadEmbeddingResponse]) -> Embe
         height_px=info.image_size.height,
         input_width_px=info.input_size.width,
         input_height_px=info.input_size.height,
-        values=_widened(content, header.codec, tuple(header.shape)),
+        values=widen(content, header.codec, tuple(header.shape)),
     )
 
 
@@ -172,7 +172,15 @@ def _ring(ring: decoder_pb2.Ring) -> NDArray[np.float32]:
     return np.array(ring.xy, np.float32).reshape(-1, 2)
 
 
-def _widened(content: bytes, codec: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def widen(content: bytes, codec: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The numbers of a download: [C, H, W].
+
+    Args:
+        codec: of EmbeddingCodec.
+
+    Raises:
+        ValueError: a newer server's codec.
+    """
     if codec == types_pb2.EMBEDDING_CODEC_FP16:
         return np.frombuffer(content, "<f2").astype(np.float32).reshape(shape)
     if codec == types_pb2.EMBEDDING_CODEC_BF16:

@@ -67,3 +67,8 @@ def saturate(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     limit = torch.finfo(dtype).max
     # Clamped in float32: bf16 would round fp16's limit up to 65536, and fp16 cannot hold bf16's limit.
     return values.to(torch.float32).clamp(-limit, limit).to(dtype)
+
+
+def to_fp16(values: torch.Tensor) -> torch.Tensor:
+    """In fp16, what is finite saturating at 65504; the tensor itself where it is in fp16."""
+    return saturate(values, torch.float16)

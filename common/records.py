@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from splitsam.common.architectures import IMAGE_SIDE_PX
-from splitsam.common.codecs import CODECS, Codec, saturate
+from splitsam.common.codecs import CODECS, Codec
 from splitsam.common.keys import KEY_BYTES, SCHEMA_VERSION, Address
 
 _HEADER = struct.Struct("<4sHBB16s32s32s3I2I2III")
@@ -156,11 +156,6 @@ def unpack_record(data: bytes, kind: bytes, address: Address) -> tuple[RecordHea
     if zlib.crc32(payload) != struct.unpack_from("<I", data, _HEADER.size - 4)[0]:
         raise BadRecord("the payload's checksum is wrong")
     return header, header.codec.read(payload, header.shape)
-
-
-def to_fp16(values: torch.Tensor) -> torch.Tensor:
-    """In fp16, what is finite saturating at 65504; the tensor itself where it is in fp16."""
-    return saturate(values, torch.float16)
 
 
 def parse_key(text: str) -> bytes | None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
 
+from splitsam.common.codecs import to_fp16
 from splitsam.common.precision import DTYPES, exact_convolutions
-from splitsam.common.records import to_fp16
 from splitsam.common.sam_modules import Sam
 from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
 from splitsam.decoder_service.cutting import CutMask, Cutter

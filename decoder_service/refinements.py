@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 
 from splitsam.common.cache import RecordCache
-from splitsam.common.codecs import FP16
+from splitsam.common.codecs import FP16, to_fp16
 from splitsam.common.errors import CacheUnavailable, RefinementExpired
 from splitsam.common.keys import Address, KeyRing
 from splitsam.common.lru import ByteBudgetLRU
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key, to_fp16
+from splitsam.common.records import LOGITS, SHAPES, RecordHeader, parse_key
 
 log = logging.getLogger("splitsam.refinements")
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from .gelu_product_hopper import BLOCK_N, launch_hopper_product
-from .quantise_rows import FLOAT8, LARGEST
+from .quantise_rows import FLOAT8, to_float8
 
 OUTPUTS = BLOCK_N.value  # a layer's are a multiple of it
 
@@ -35,8 +35,7 @@ def gelu_product_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gelu_product` in plain PyTorch, computed in float32."""
     h = (rows.float() * row_scales) @ (weight.float() * weight_scales.t()).t() + bias.float()
-    out = F.gelu(h, approximate="tanh") / out_scale
-    return out.clamp(-LARGEST, LARGEST).to(FLOAT8), out_scale.expand(len(rows), 1).contiguous()
+    return to_float8(F.gelu(h, approximate="tanh") / out_scale), out_scale.expand(len(rows), 1).contiguous()
 
 
 def _check(

@@ -6,6 +6,7 @@
 `bench.documents` says how a document asks for them.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,7 @@ _PYTORCH = {
     "cuDNN SDPA, no bias": "cuDNN, no bias",
     "flash SDPA, no bias": "flash, no bias",
 }
-_COLUMNS = ("attention", "batch", "ours, ms", "TFLOP/s", "error", *_PYTORCH.values())
+_COLUMNS = ("attention", "batch", "ours, ms", "TFLOP/s", "error / PyTorch's", *_PYTORCH.values())
 
 
 def build_tables(rows: Sequence[Row]) -> str:
@@ -43,7 +44,8 @@ def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         ours = timed[model, kind, batch, OURS]
         others = (timed.get((model, kind, batch, name)) for name in _PYTORCH)
         times = (f"{other.ms:.3f}" if other else "" for other in others)
-        yield f"{model}, {kind}", str(batch), f"{ours.ms:.3f}", f"{ours.tflops:.0f}", f"{ours.error:.1e}", *times
+        errors = f"{ours.error:.1e} / {(ours.allowed_error or math.nan) / 2:.1e}"
+        yield f"{model}, {kind}", str(batch), f"{ours.ms:.3f}", f"{ours.tflops:.0f}", errors, *times
 
 
 collect_files = collector("attention", Row, build_tables)

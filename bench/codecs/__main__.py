@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.codecs import CODECS, Codec, saturate
 from splitsam.common.keys import Address
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, pack_record, unpack_record
+from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 from training.evaluate import find_centre
 from training.photographs import PHOTOGRAPHS, load_photographs
 
@@ -90,15 +90,15 @@ class Stored(nn.Module):
 
 
 def read_photographs(count: int) -> HeldOut:
-    """The first ones, their longer sides 1024."""
+    """The first ones, as the service prepares them."""
     images, clicks = [], []
-    for photograph in load_photographs(PHOTOGRAPHS)[:count]:
-        height, width = photograph.image.shape[:2]
-        scale = IMAGE_SIDE_PX / max(height, width)
-        size = round(width * scale), round(height * scale)
-        images.append(cv2.resize(photograph.image, size, interpolation=cv2.INTER_AREA))
-        centres = [find_centre(mask) for mask in photograph.masks]
-        clicks.append(torch.from_numpy((np.array(centres) * scale).astype(np.float32)))
+    for photograph in load_photographs()[:count]:
+        [file] = PHOTOGRAPHS.glob(f"{photograph.name}.*")
+        prepared = prepare_image(file.read_bytes(), ImageLimits())
+        scale = np.divide(prepared.input_size, prepared.image_size)
+        centres = np.array([find_centre(mask) for mask in photograph.masks])
+        images.append(prepared.pixels)
+        clicks.append(torch.from_numpy((centres * scale).astype(np.float32)))
     return HeldOut(images, clicks)
 
 

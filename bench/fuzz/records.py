@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from bench.fuzz.mutate import EXTREME_BYTES, EXTREME_INTS, mutate
 from bench.fuzz.target import Broken
-from splitsam.common.codecs import BF16, CODECS, FP16, INT8, Codec
+from splitsam.client.answers import widen
+from splitsam.common.codecs import CODECS, FP16, INT8, Codec
 from splitsam.common.keys import Address
+from splitsam.common.messages import to_codec
 from splitsam.common.records import (
     EMBEDDING,
     HEADER_BYTES,
@@ -109,15 +111,13 @@ def _unpacked(data: bytes, kind: bytes) -> str:
 
 
 def _numbers(payload: bytes, header: RecordHeader) -> NDArray[np.float32]:
-    """What a payload says, read without torch."""
-    if header.codec is FP16:
-        return np.frombuffer(payload, "<f2").astype(np.float32).reshape(header.shape)
-    if header.codec is BF16:
-        return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(header.shape)
-    scales = np.frombuffer(payload, "<f4", header.shape[0]).reshape(-1, 1, 1)
+    """What a payload says to a client that downloads it, as far as fp16 holds it."""
+    codec = types_pb2.EmbeddingCodec.Value(to_codec(header.codec.name))
     with np.errstate(all="ignore"):
-        wide = np.frombuffer(payload, np.int8, offset=scales.nbytes).reshape(header.shape) * scales
-        return np.clip(wide, -65504, 65504).astype(np.float16).astype(np.float32)
+        numbers = widen(payload, codec, header.shape)
+        return (
+            np.clip(numbers, -65504, 65504).astype(np.float16).astype(np.float32) if header.codec is INT8 else numbers
+        )
 
 
 def check_header(data: bytes) -> str:

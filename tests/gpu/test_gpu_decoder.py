@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="the kernels are written in Triton, which i
 import numpy as np
 from decoder_support import embedding, image_job, input_size_of, prompt, random_sam, reference
 
-from splitsam.common.records import to_fp16
+from splitsam.common.codecs import to_fp16
 from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
 from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
