@@ -1,7 +1,11 @@
-"""Masks of many prompts cut on the GPU at once; what reaches the host is their measures and run lengths."""
+"""Masks of many prompts cut on the GPU at once; what reaches the host is their measures and run lengths.
+
+The few masks of a click go through a CUDA graph (`CutGraphs`), where one was captured; many, very large ones, and those
+like noise, are cut launch by launch.
+"""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from splitsam.common.rle import decode_rle
 from splitsam.common.transfers import Download, Steps, finish, upload
+from splitsam.decoder_service.cut_graphs import BOUNDARIES_OF_A_MASK, CHARACTERS_PER_RUN, CutGraphs, GraphAnswer
 
 if TYPE_CHECKING:
     from splitsam.kernels.encode_runs import EncodedRuns
@@ -19,10 +24,8 @@ if TYPE_CHECKING:
 BITS_AT_ONCE = 256 * 2**20
 # Of 4 bytes, and 7 for their text; a mask of a picture at 1080p has one to ten thousand.
 BOUNDARIES_AT_ONCE = 32 * 2**20
-# As a rule there are no more, so run lengths are written without asking: 16 KiB of text for a mask, at most 4 MiB.
-BOUNDARIES_OF_A_MASK, BOUNDARIES_GUESSED = 8192, 2 * 2**20
-# A run takes one or two characters as a rule.
-CHARACTERS_PER_RUN = 2
+# As a rule there are no more, so run lengths are written without asking: 4 MiB of text at most.
+BOUNDARIES_GUESSED = 2 * 2**20
 TABLES_KEPT = 64
 _WORD = 32
 Size = tuple[int, int]
@@ -85,6 +88,13 @@ class Cutter:
     def __init__(self, device: torch.device):
         self._device = device
         self._tables: OrderedDict[Size, Tensor] = OrderedDict()
+        self._graphs: CutGraphs | None = None
+
+    def capture(self) -> None:
+        """Make CUDA graphs for few masks; without it they are cut launch by launch."""
+        graphs = CutGraphs(self._device)
+        graphs.capture()
+        self._graphs = graphs
 
     def cut(
         self, addresses: npt.NDArray[np.int64], canvas_of: npt.NDArray[np.int64], canvases: Sequence[Canvas]
@@ -105,6 +115,19 @@ class Cutter:
         Waits for the device once for each such piece, and more often for masks like noise.
         """
         sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
+        if self._graphs is not None and self._graphs.take(sizes):
+            plan = self._plan(addresses, canvas_of, sizes, canvases, self._graphs.bits.data_ptr())
+            begun = self._graphs.begin(plan)
+            return _finish_few(begun, sizes, lambda: self._begin(addresses, canvas_of, sizes, canvases))
+        return self._begin(addresses, canvas_of, sizes, canvases)
+
+    def _begin(
+        self,
+        addresses: npt.NDArray[np.int64],
+        canvas_of: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+        canvases: Sequence[Canvas],
+    ) -> Steps[list[CutMask]]:
         pieces = (
             self._launch(addresses[piece], canvas_of[piece], sizes[piece], canvases)
             for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE)
@@ -118,27 +141,33 @@ class Cutter:
         sizes: npt.NDArray[np.int64],
         canvases: Sequence[Canvas],
     ) -> "_Piece":
-        from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
-        from splitsam.kernels.run_boundaries import count_boundaries
+        bits = torch.empty(int((_words(sizes[:, 0]) * sizes[:, 1]).sum()), dtype=torch.int32, device=self._device)
+        plan = self._plan(addresses, canvas_of, sizes, canvases, bits.data_ptr())
+        return _Piece(upload(plan, self._device), sizes, bits)
 
+    def _plan(
+        self,
+        addresses: npt.NDArray[np.int64],
+        canvas_of: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+        canvases: Sequence[Canvas],
+        bits: int,
+    ) -> npt.NDArray[np.int64]:
+        """What `cut_masks` takes, the bits of all masks one after the other at that address."""
         seen, canvas_of = np.unique(canvas_of, return_inverse=True)
         tables = [self._find_tables(canvases[i]) for i in seen]
         cuts = [canvases[i].cut for i in seen]
         limits = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32)
         words = _words(sizes[:, 0])
-        columns, starts = _begins(sizes[:, 1]), _begins(sizes[:, 1] * words)
-        bits = torch.empty(int(starts[-1]), dtype=torch.int32, device=self._device)
         plan = np.empty((len(addresses), 9), np.int64)
         plan[:, 0] = addresses
         plan[:, 1:3] = np.array([[table.data_ptr() for table in pair] for pair in tables])[canvas_of]
-        plan[:, 3] = bits.data_ptr() + 4 * starts[:-1]
-        plan[:, 4] = columns[:-1]
+        plan[:, 3] = bits + 4 * _begins(sizes[:, 1] * words)[:-1]
+        plan[:, 4] = _begins(sizes[:, 1])[:-1]
         plan[:, 5:7] = sizes
         plan[:, 7] = words
         plan[:, 8] = limits.view(np.int64)[canvas_of, 0]
-        on_device = upload(plan, self._device)
-        measured = cut_masks(on_device, sizes)
-        return _Piece(on_device, sizes, bits, measured, count_boundaries(on_device, measured, sizes))
+        return plan
 
     def _find_tables(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
         rows, columns = (
@@ -159,20 +188,24 @@ class Cutter:
 
 
 class _Piece:
-    """Masks whose bits are on the device: what becomes of them.
+    """Masks that are cut launch by launch, the first of which have been made.
 
     Args:
         plan: of `cut_masks`; sizes: [M, 2], height and width of each mask.
         bits: that the plan points into.
-        measured: [M, 8], of `cut_masks`.
-        ends: of `count_boundaries`.
     """
 
-    def __init__(self, plan: Tensor, sizes: npt.NDArray[np.int64], bits: Tensor, measured: Tensor, ends: Tensor):
-        self._plan, self._sizes, self._bits, self._measured, self._ends = plan, sizes, bits, measured, ends
+    def __init__(self, plan: Tensor, sizes: npt.NDArray[np.int64], bits: Tensor):
+        from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
+        from splitsam.kernels.run_boundaries import count_boundaries
+
+        self._plan, self._sizes, self._bits = plan, sizes, bits
+        self._largest = (int(sizes[:, 0].max()), int(sizes[:, 1].max()))
+        self._measured = cut_masks(plan, self._largest)
+        self._ends = count_boundaries(plan, self._measured, self._largest, int(sizes[:, 1].sum()))
         self._room = min(BOUNDARIES_OF_A_MASK * len(sizes), BOUNDARIES_GUESSED)
         runs = self._encode(slice(0, len(sizes)), 0, self._room)
-        self._guess = Download(measured, runs.spans, runs.text[: CHARACTERS_PER_RUN * self._room])
+        self._guess = Download(self._measured, runs.spans, runs.text[: CHARACTERS_PER_RUN * self._room])
 
     def masks(self) -> Steps[list[CutMask]]:
         yield self._guess
@@ -200,8 +233,17 @@ class _Piece:
         from splitsam.kernels.run_boundaries import place_boundaries
 
         plan = self._plan[piece]
-        boundaries = place_boundaries(plan, self._ends, self._sizes[piece], base, room)
+        boundaries = place_boundaries(plan, self._ends, self._largest, base, room)
         return encode_runs(plan, self._measured[piece], self._ends, boundaries, base)
+
+
+def _finish_few(
+    begun: GraphAnswer, sizes: npt.NDArray[np.int64], again: Callable[[], Steps[list[CutMask]]]
+) -> Steps[list[CutMask]]:
+    """The masks that a graph has cut, or those of `again` where it had too little room for their runs."""
+    yield begun.download
+    found = begun.read(len(sizes))
+    return (yield from again()) if found is None else list(_describe(sizes, *found))
 
 
 def _finish_pieces(begun: _Piece | None, later: Iterator[_Piece]) -> Steps[list[CutMask]]:

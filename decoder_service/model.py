@@ -100,6 +100,9 @@ class DecoderModel:
         """Make CUDA graphs of the usual shapes, in some seconds; without it they run launch by launch."""
         if self._network.widths:
             self._runner.capture()
+        if self._cutter is not None:
+            with torch.cuda.device(self.device):
+                self._cutter.capture()
 
     @torch.no_grad()
     def prepare(self, embedding: Tensor) -> PreparedEmbedding:

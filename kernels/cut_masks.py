@@ -97,7 +97,7 @@ def _cut_kernel(
     bits, _, height, width, words = bits_of(plan, mask, PLAN)
     limits = (mine + 8).to(tl.pointer_type(tl.float32))
     threshold, offset = tl.load(limits), tl.load(limits + 1)
-    groups = (words + GROUP - 1) // GROUP
+    groups = tl.maximum((words + GROUP - 1) // GROUP, 1)
     first_word, first_x = (tl.program_id(0) % groups) * GROUP, (tl.program_id(0) // groups) * COLUMNS
     if first_x < width:
         # The extremes of the logits that all of it is made of; of a part of them where they are too many.
@@ -182,14 +182,15 @@ def _tap(table, place):
     return tl.load(table + place * 4).to(tl.int32)
 
 
-def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> torch.Tensor:
+def cut_masks(plan: torch.Tensor, largest: tuple[int, int]) -> torch.Tensor:
     """Cut masks whose logits, tables and room for bits lie at addresses.
 
     Args:
         plan: [M, 9] int64 on the device, contiguous: logits [256, 256] float32, taps of rows and of columns as of
             `axis_taps`, bits [width, words] int32, all contiguous; then the columns of the masks before it, height,
             width, and words, height / 32 rounded up; then threshold and stability offset, not negative, as float32.
-        sizes: [M, 2], height and width of each mask.
+            A row of zeros is a mask without pixels.
+        largest: height and width that no mask exceeds.
 
     Returns:
         [M, 8] int32: area, inner, outer, width - x0, height - y0, x1, y1 of the box, 0 for an empty mask; 0 for the
@@ -198,13 +199,11 @@ def cut_masks(plan: torch.Tensor, sizes: npt.NDArray[np.int64]) -> torch.Tensor:
     Raises:
         ValueError: for a shape or dtype other than these.
     """
-    masks = len(sizes)
+    masks = len(plan)
     if plan.shape != (masks, PLAN_COLUMNS) or plan.dtype != torch.int64 or not plan.is_contiguous() or not masks:
-        raise ValueError(
-            f"plan must be contiguous int64 [{masks}, {PLAN_COLUMNS}], not {plan.dtype} {list(plan.shape)}"
-        )
+        raise ValueError(f"plan must be contiguous int64 [M, {PLAN_COLUMNS}], not {plan.dtype} {list(plan.shape)}")
     measures = plan.new_zeros(masks, MEASURES, dtype=torch.int32)
-    tiles = int((-(-sizes[:, 0] // (WORD * GROUP)) * -(-sizes[:, 1] // COLUMNS)).max())
+    tiles = triton.cdiv(largest[0], WORD * GROUP) * triton.cdiv(largest[1], COLUMNS)
     _cut_kernel[(tiles, masks)](
         plan, measures,
         SIDE=SIDE, WORD=WORD, COLUMNS=COLUMNS, GROUP=GROUP, PLAN=PLAN_COLUMNS, MEASURES=MEASURES,

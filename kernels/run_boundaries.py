@@ -8,8 +8,6 @@ counts over all columns of all masks the other knows where to write positions y 
 # ruff: noqa: N803 (constexpr names are Triton's)
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -75,37 +73,40 @@ def _place_kernel(plan, ends, boundaries, base, room, PLAN: tl.constexpr, BLOCK:
         place += tl.sum(found, 1)
 
 
-def count_boundaries(plan: torch.Tensor, measures: torch.Tensor, sizes: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Count the boundaries of masks, W columns in all; those of each mask are added to its measures.
+def count_boundaries(
+    plan: torch.Tensor, measures: torch.Tensor, largest: tuple[int, int], columns: int
+) -> torch.Tensor:
+    """Count the boundaries of masks; those of each mask are added to its measures.
 
     Args:
-        plan, sizes: of `cut_masks`.
+        plan, largest: of `cut_masks`.
         measures: as it returned them.
+        columns: of all masks, or more.
 
     Returns:
-        [W] int32, boundaries up to the end of each column, over all masks.
+        [columns] int32, boundaries up to the end of each column, over all masks; undefined beyond the last.
     """
-    counts = plan.new_empty(int(sizes[:, 1].sum()), dtype=torch.int32)
-    _count_kernel[_grid(sizes)](plan, counts, measures, MEASURES=MEASURES, **_OPTIONS)
+    counts = plan.new_empty(columns, dtype=torch.int32)
+    _count_kernel[_grid(plan, largest)](plan, counts, measures, MEASURES=MEASURES, **_OPTIONS)
     return counts.cumsum(0, dtype=torch.int32)
 
 
 def place_boundaries(
-    plan: torch.Tensor, ends: torch.Tensor, sizes: npt.NDArray[np.int64], base: int, room: int
+    plan: torch.Tensor, ends: torch.Tensor, largest: tuple[int, int], base: int, room: int
 ) -> torch.Tensor:
     """The positions of some masks' boundaries, y + x height, mask after mask: [room] int32.
 
     Args:
-        plan, sizes: the rows of these masks, which follow one another, of what `cut_masks` takes.
+        plan, largest: of `cut_masks`, the rows of these masks, which follow one another.
         ends: of `count_boundaries`, of all masks.
         base: boundaries of the masks before them.
         room: for how many; those beyond are left out.
     """
     boundaries = plan.new_empty(room, dtype=torch.int32)
     if room:
-        _place_kernel[_grid(sizes)](plan, ends, boundaries, base, room, **_OPTIONS)
+        _place_kernel[_grid(plan, largest)](plan, ends, boundaries, base, room, **_OPTIONS)
     return boundaries
 
 
-def _grid(sizes: npt.NDArray[np.int64]) -> tuple[int, int]:
-    return -(-int(sizes[:, 1].max()) // BLOCK), len(sizes)
+def _grid(plan: torch.Tensor, largest: tuple[int, int]) -> tuple[int, int]:
+    return triton.cdiv(largest[1], BLOCK), len(plan)

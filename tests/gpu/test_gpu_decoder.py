@@ -13,6 +13,7 @@ import numpy as np
 from decoder_support import embedding, image_job, input_size_of, prompt, random_sam, reference
 
 from splitsam.common.codecs import to_fp16
+from splitsam.common.transfers import finish
 from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
 from splitsam.decoder_service.masks import cut_masks, encode_rle
 from splitsam.decoder_service.model import DecoderModel, PromptLogits
@@ -248,6 +249,32 @@ def test_masks_cut_on_a_gpu_are_those_of_the_cpu(at_once: int, monkeypatch: pyte
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None
         assert mask.box == box
         assert mask.stability_score == pytest.approx(stability, abs=1e-3)
+
+
+def test_masks_cut_by_a_graph_are_those_cut_launch_by_launch():
+    sizes = [(1080, 1920), (1, 7), (4096, 4096), (333, 517)]
+    logits = torch.cat([smooth_logits(2, len(sizes)), torch.full((1, 256, 256), -9.0)]).to(GPU)
+    sizes.append((64, 64))
+    canvases = [Canvas(input_size_of(size), size, Cut(0.25, 1.5)) for size in sizes]
+    addresses = np.array([one.data_ptr() for one in logits])
+    launched, captured = Cutter(GPU), Cutter(GPU)
+    captured.capture()
+    picks = [np.array(pick) for pick in ([0], [1, 2], [0, 1, 2, 3, 4], [4], [3] * 16, [0] * 17)]
+    begun = [captured.begin(addresses[pick], pick, canvases) for pick in picks]  # none is waited for before the last
+    for pick, steps in zip(picks, begun, strict=True):
+        found, wanted = finish(steps, GPU), launched.cut(addresses[pick], pick, canvases)
+        assert [vars(mask) for mask in found] == [vars(mask) for mask in wanted]
+
+
+def test_masks_with_more_runs_than_a_graph_has_room_for_are_cut_launch_by_launch():
+    noise = 9 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(3)).to(GPU)
+    canvas = Canvas((1024, 1024), (2000, 2000), Cut())
+    arguments = np.array([noise.data_ptr()]), np.zeros(1, np.int64), [canvas]
+    captured = Cutter(GPU)
+    captured.capture()
+    [found], [wanted] = captured.cut(*arguments), Cutter(GPU).cut(*arguments)
+    assert len(found.rle) > 2 * 8192
+    assert vars(found) == vars(wanted)
 
 
 def test_no_kernel_runs_unasked(monkeypatch: pytest.MonkeyPatch):

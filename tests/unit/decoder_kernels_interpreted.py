@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from decoder_support import embedding, image_job, prompt, random_sam
 
+import splitsam.decoder_service.cut_graphs
 import splitsam.decoder_service.cutting
+from splitsam.decoder_service.cut_graphs import CutGraphs
 from splitsam.decoder_service.cutting import Canvas, Cut, Cutter
 from splitsam.decoder_service.masks import cut_masks, encode_rle, write_masks
 from splitsam.decoder_service.model import DecoderModel
@@ -122,19 +124,28 @@ def cut_cases() -> dict[str, tuple[torch.Tensor, tuple[int, int]]]:
     return cases | {"noise": (20 * torch.randn(256, 256), (70, 90))}
 
 
-def compare_cuts(name: str, **limits: int) -> dict[str, list[object]]:
+def few_masks_cutter(counts: tuple[int, ...]) -> Cutter:
+    """Does what a captured graph does, for masks of up to 128 x 160 pixels."""
+    cutter = Cutter(torch.device("cpu"))
+    cutter._graphs = CutGraphs(cutter._device, (128, 160), counts)
+    cutter._graphs.capture()
+    return cutter
+
+
+def compare_cuts(name: str, cutter: Cutter | None = None, **limits: int) -> dict[str, list[object]]:
     """For each mask of one call what it is, and what it ought to be.
 
     Args:
-        limits: of the module `cutting`, by name, that hold from now on.
+        limits: of the modules `cutting` and `cut_graphs`, by name, that hold from now on.
     """
     vars(splitsam.decoder_service.cutting).update(limits)
+    vars(splitsam.decoder_service.cut_graphs).update(limits)
     cut = Cut(0.5, 1.0)
     cases = cut_cases()
     logits = [logits.contiguous() for logits, _ in cases.values()]
     canvases = [Canvas(input_size_of(size), size, cut) for _, size in cases.values()]
     addresses = np.array([one.data_ptr() for one in logits])
-    made = Cutter(torch.device("cpu")).cut(addresses, np.arange(len(cases)), canvases)
+    made = (cutter or Cutter(torch.device("cpu"))).cut(addresses, np.arange(len(cases)), canvases)
     found = {}
     for case, one, canvas, mask in zip(cases, logits, canvases, made, strict=True):
         sizes = {"input_size": canvas.input_size, "original_size": canvas.original_size}
@@ -182,7 +193,10 @@ if __name__ == "__main__":
     pairs = [(case, dtype) for case in CASES for dtype in DTYPES if case != "paint" or dtype == torch.float32]
     results = {f"{case} {str(dtype).removeprefix('torch.')}": errors(case, dtype) for case, dtype in pairs}
     cuts = compare_cuts("all at once")
+    few = few_masks_cutter((2, 8))
+    cuts |= compare_cuts("by what a graph does", few)
     cuts |= compare_cuts("with longer texts than fetched", CHARACTERS_PER_RUN=0)
     cuts |= compare_cuts("with more boundaries than guessed", BOUNDARIES_OF_A_MASK=50, BOUNDARIES_AT_ONCE=300)
+    cuts |= compare_cuts("with more boundaries than a graph has room for", few_masks_cutter((8,)))
     answers = {str(floor): compare_answers(floor) for floor in (None, 0.0)}
     print(json.dumps({"errors": results, "cuts": cuts, "answers": answers}))

@@ -32,15 +32,16 @@ def interpreted() -> dict[str, dict[str, Any]]:
 def test_kernels_err_no_more_than_twice_pytorch(interpreted: dict[str, dict[str, Any]]):
     assert len(interpreted["errors"]) == 13
     for case, error in interpreted["errors"].items():
-        # In float32 PyTorch is what is compared with, so single roundings of the largest number are the measure.
-        least = 2e-6 * error["largest"] if case.endswith("float32") else 0.0
+        # In float32 PyTorch is what is compared with, so some roundings of the largest number are the measure; how
+        # many depends on the order in which the CPU at hand adds up.
+        least = 4e-6 * error["largest"] if case.endswith("float32") else 0.0
         assert error["kernel"] <= max(2 * error["pytorch"], least), f"{case}: {error}"
 
 
 def test_masks_cut_together_are_those_cut_one_by_one_and_their_rle_is_that_of_pycocotools(
     interpreted: dict[str, dict[str, Any]],
 ):
-    assert len(interpreted["cuts"]) == 21
+    assert len(interpreted["cuts"]) == 35
     for case, (found, wanted, same_pixels) in interpreted["cuts"].items():
         assert same_pixels, case
         assert found == wanted, case
