@@ -120,3 +120,9 @@ def test_the_guides_cpus_are_what_the_results_say():
     for figure, model in zip(said.groups(), ("vit_t", "vit_b"), strict=True):
         [run] = measured("waterfall-cpu-2-cores.csv", scope="encoder", model=model, rung="fp32")
         assert float(figure) == pytest.approx(float(run["img_s"]), rel=0.03)
+
+
+def test_the_guides_codec_keeps_what_the_results_say():
+    [said] = re.findall(r"masks \[keep a mean IoU of ([\d.]+)\]", GUIDE)
+    [run] = measured("codecs-cpu-2-cores.csv", codec="int8")
+    assert float(said) == round(float(run["mask_miou"]), 3)
