@@ -147,13 +147,13 @@ def _lay_out(
     coords, kinds = np.zeros((len(prompts), width, 2)), np.full((len(prompts), width), NOT_A_POINT, np.int64)
     kinds[:, tokens:] = FILLER
     if points:
-        coords[:, :points] = np.stack([prompt.points for prompt in prompts])
-        labels = np.stack([prompt.labels for prompt in prompts])
+        # One after the other and reshaped: `np.stack` takes several times as long for hundreds of small arrays.
+        coords[:, :points] = np.concatenate([prompt.points for prompt in prompts]).reshape(-1, points, 2)
+        labels = np.concatenate([prompt.labels for prompt in prompts]).reshape(-1, points)
         kinds[:, :points] = np.where(labels == 1, FOREGROUND, BACKGROUND)
     if boxed:
-        coords[:, points:tokens] = np.stack([prompt.box for prompt in prompts if prompt.box is not None]).reshape(
-            -1, 2, 2
-        )
+        boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+        coords[:, points:tokens] = np.concatenate(boxes).reshape(-1, 2, 2)
         kinds[:, points:tokens] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
     # The sides are rounded to whole pixels one by one, so x and y scale a little differently.
     scales = [[kept / length for kept, length in zip(job.input_size, job.original_size, strict=True)] for job in jobs]
