@@ -1,0 +1,415 @@
+"""`relpos_window` for Hopper, bfloat16, 64 tokens a row: a program stays, copies run a window ahead of the products.
+
+A window's 196 keys come in nine boxes, 8 + 4 + 2 rows by 8 + 4 + 2 columns, in an order of their own: parts of 128, 64
+and 16 keys, all of this window. The products with the constants Eh and Ew, which spread the terms of `relpos_window`
+over the scores, undo that order, and give what is no key a score of -1e30.
+
+    part a    8 x 8 keys, then 8 rows x 4 columns, then 4 rows x 8 columns
+    part b    8 x 2, 2 x 8, 4 x 4, 4 x 2, 2 x 4
+    part c    2 x 2, in a copy of 2 x 4 as swizzles have 8 rows, so with 4 keys of part b; and 8 rows that stay zero
+
+A block is 8 x 8 queries, of which a thread holds two, at the same column of the window. Its terms leave the tensor
+cores as q R^T, for all of both tables, and the skew is a turn of each query's columns among the four threads that
+share it: `_skew`, two shuffles for 16 columns, in place of a trip through memory.
+
+Windows at the right and the bottom edge have 8 rows or columns of tokens, so that their padded keys fill whole boxes.
+These are overwritten with the bias once they have arrived.
+
+Keys and values of a program's windows take turns in a ring of slots. With three, the next window's keys are copied while
+this one's are multiplied; with two, keys after the last product of keys, and values after the last of values.
+"""
+
+# ruff: noqa: N803, N806
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .relpos_hopper import describe, wait_for_all
+
+SIDE = gl.constexpr(14)
+ACROSS = gl.constexpr(5)  # windows of an image row of 64 tokens
+COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
+NO_KEY = gl.constexpr(-1e30)
+# Rows and columns of a box, in the order of the keys.
+BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
+
+# Of each query's columns in three chunks of 8, those from its shift (0 to 7) on, in two. A register is a pair of columns;
+# the first and the second of each pair travel apart, as an odd shift wants them from different threads. Those of both
+# chunks go in one register: which chunks, the sender knows, since four threads that share a query share its shift.
+TURN = gl.constexpr("""{
+.reg .b32 t, h, e, first, second, x, y;
+.reg .pred p;
+mov.u32 t, %tid.x;
+and.b32 t, t, 3;
+shr.u32 h, $5, 1;
+add.u32 e, $5, 1;
+shr.u32 e, e, 1;
+setp.lt.u32 p, t, e;
+selp.b32 x, $3, $2, p;
+selp.b32 y, $4, $3, p;
+prmt.b32 first, x, y, 0x5410;
+add.u32 x, t, e;
+shfl.sync.idx.b32 first, first, x, 0x1c1f, 0xffffffff;
+setp.lt.u32 p, t, h;
+selp.b32 x, $3, $2, p;
+selp.b32 y, $4, $3, p;
+prmt.b32 second, x, y, 0x7632;
+add.u32 x, t, h;
+shfl.sync.idx.b32 second, second, x, 0x1c1f, 0xffffffff;
+setp.ne.u32 p, h, e;
+selp.b32 x, 0x1054, 0x5410, p;
+selp.b32 y, 0x3276, 0x7632, p;
+prmt.b32 $0, first, second, x;
+prmt.b32 $1, first, second, y;
+}""")
+
+
+@gluon.jit
+def _like(x, y):
+    return gl.convert_layout(x, y.type.layout)
+
+
+@gluon.jit
+def _window_of(task, HEADS: gl.constexpr, GH: gl.constexpr):
+    """Image, head, corner, and how many blocks of 8 real rows and columns."""
+    WINDOWS: gl.constexpr = (GH + SIDE - 1) // SIDE * ACROSS
+    window = task // HEADS % WINDOWS
+    y0 = window // ACROSS * SIDE
+    x0 = window % ACROSS * SIDE
+    down = 1 + (y0 + 8 < GH).to(gl.int32)
+    across = 1 + (x0 + 8 < 64).to(gl.int32)
+    return task // (HEADS * WINDOWS), task % HEADS, y0, x0, down, across
+
+
+@gluon.jit
+def _fetch_queries(b88, q, q_ready, task, block, total, HEADS: gl.constexpr, GH: gl.constexpr):
+    """Starts the copy of a block of queries; returns the next block."""
+    CUBE: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=4)
+    image, head, y0, x0, down, across = _window_of(task, HEADS, GH)
+    y = y0 + block // across * 8
+    x = x0 + block % across * 8
+    wanted = task < total
+    mbarrier.expect(q_ready, 64 * 64 * 2, pred=wanted)
+    target = q._reinterpret(gl.bfloat16, [1, 8, 8, 64], CUBE)
+    tma.async_copy_global_to_shared(b88, [image, y, x, head * 64], q_ready, target, pred=wanted)
+    last = (block + 1 == down * across).to(gl.int32)
+    return task + last * gl.num_programs(0), (block + 1) * (1 - last)
+
+
+@gluon.jit
+def _fetch_box(
+    box, ready, image, y, x, column, part, START: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, wanted
+):  # fmt: skip
+    CUBE: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=4)
+    target = part.slice(START, ROWS * COLUMNS)._reinterpret(gl.bfloat16, [1, ROWS, COLUMNS, 64], CUBE)
+    tma.async_copy_global_to_shared(box, [image, y, x, column], ready, target, pred=wanted)
+
+
+@gluon.jit
+def _fetch_side(boxes, parts, ready, item, total, HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr):
+    """Starts the copy of a window's keys (even items) or values into their slot of the ring."""
+    task = gl.program_id(0) + item // 2 * gl.num_programs(0)
+    wanted = task < total
+    image, head, y, x, _, _ = _window_of(task, HEADS, GH)
+    column = ((1 + item % 2) * HEADS + head) * 64
+    slot = item % STAGES
+    bar = ready.index(slot)
+    a = parts[0].index(slot)
+    b = parts[1].index(slot)
+    c = parts[2].index(slot)
+    mbarrier.expect(bar, COPIED * 64 * 2, pred=wanted)
+    _fetch_box(boxes[0], bar, image, y, x, column, a, 0, 8, 8, wanted)
+    _fetch_box(boxes[1], bar, image, y, x + 8, column, a, 64, 8, 4, wanted)
+    _fetch_box(boxes[2], bar, image, y + 8, x, column, a, 96, 4, 8, wanted)
+    _fetch_box(boxes[3], bar, image, y, x + 12, column, b, 0, 8, 2, wanted)
+    _fetch_box(boxes[4], bar, image, y + 12, x, column, b, 16, 2, 8, wanted)
+    _fetch_box(boxes[5], bar, image, y + 8, x + 8, column, b, 32, 4, 4, wanted)
+    _fetch_box(boxes[6], bar, image, y + 8, x + 12, column, b, 48, 4, 2, wanted)
+    _fetch_box(boxes[7], bar, image, y + 12, x + 8, column, b, 56, 2, 4, wanted)
+    _fetch_box(boxes[7], bar, image, y + 12, x + 10, column, c, 0, 2, 4, wanted)
+
+
+@gluon.jit
+def _pad_side(parts, slot, bias, right, bottom, D: gl.constexpr, ROWS: gl.constexpr):
+    """Overwrites keys or values beyond the grid with their bias [D]."""
+    a = parts[0].index(slot)
+    b = parts[1].index(slot)
+    values = gl.load(bias + gl.arange(0, D, gl.SliceLayout(0, ROWS)))[None, :]
+    padded = gl.zeros([32, D], gl.bfloat16, ROWS) + values
+    half = gl.zeros([16, D], gl.bfloat16, ROWS) + values
+    if right:
+        a.slice(64, 32).store(padded)
+        b.slice(0, 16).store(half)
+    if bottom:
+        a.slice(96, 32).store(padded)
+        b.slice(16, 16).store(half)
+    b.slice(32, 32).store(padded)
+    rows = gl.arange(0, 16, gl.SliceLayout(1, ROWS))[:, None]
+    parts[2].index(slot).store(gl.where(rows < 8, half, 0.0))
+
+
+@gluon.jit
+def _place(n, START: gl.constexpr, y: gl.constexpr, x: gl.constexpr, COLUMNS: gl.constexpr, before):
+    """Rows and columns of the window where keys from START on lie, in a box; `before` of those until then."""
+    m = n - START
+    return gl.where(m < 0, before[0], y + m // COLUMNS), gl.where(m < 0, before[1], x + m % COLUMNS)
+
+
+@gluon.jit
+def _store_spread(spread, row, column, j):
+    """Eh and Ew of keys at these rows and columns of the window, [keys, 32]: row or column y lies at 13 - y."""
+    ones = (row == SIDE - 1 - j) | (column == SIDE - 1 + 16 - j)
+    spread.store(ones.to(gl.bfloat16))
+
+
+@gluon.jit
+def _spread(a, b, c):
+    """Fills the three parts of [Eh | Ew]."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    j = gl.arange(0, 32, gl.SliceLayout(0, LAYOUT))[None, :]
+    n = gl.arange(0, 128, gl.SliceLayout(1, LAYOUT))[:, None]
+    place = _place(n, 64, 0, 8, 4, (n // 8, n % 8))
+    place = _place(n, 96, 8, 0, 8, place)
+    _store_spread(a, place[0], place[1], j)
+    n = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))[:, None]
+    place = _place(n, 16, 12, 0, 8, (n // 2, 12 + n % 2))
+    place = _place(n, 32, 8, 8, 4, place)
+    place = _place(n, 48, 8, 12, 2, place)
+    place = _place(n, 56, 12, 8, 4, place)
+    _store_spread(b, place[0], place[1], j)
+    n = gl.arange(0, 16, gl.SliceLayout(1, LAYOUT))[:, None]
+    real = (n < 8) & (n % 4 >= 2)
+    # What is no key takes column 14 of the terms: -1 as a column of the window, and no row.
+    _store_spread(c, gl.where(real, 12 + n // 4, 40), gl.where(real, 10 + n % 4, -1), j)
+
+
+@gluon.jit
+def _skew(chunks, first, shift):
+    """Columns 8 first + shift... of [64, 32] terms in four chunks: 16 of them in two chunks, [64, 8] each."""
+    c0 = gl.where(first == 0, chunks[0], chunks[1])
+    c1 = gl.where(first == 0, chunks[1], chunks[2])
+    c2 = gl.where(first == 0, chunks[2], chunks[3])
+    return gl.inline_asm_elementwise(
+        TURN, "=r,=r,r,r,r,r,r", [c0, c1, c2, shift], [gl.bfloat16, gl.bfloat16], is_pure=True, pack=2
+    )
+
+
+@gluon.jit
+def _split(terms):
+    """[64, 64] in eight chunks of 8 columns."""
+    even, odd = terms.reshape([64, 2, 2, 2, 8]).permute([0, 4, 1, 2, 3]).split()
+    c0, c2 = even.split()
+    c1, c3 = odd.split()
+    h0, w0 = c0.split()
+    h1, w1 = c1.split()
+    h2, w2 = c2.split()
+    h3, w3 = c3.split()
+    return (h0, h1, h2, h3), (w0, w1, w2, w3)
+
+
+@gluon.jit
+def _start_terms(q, table):
+    TERMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    return warpgroup_mma(q, table.permute((1, 0)), gl.zeros([64, 64], gl.float32, TERMS), use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _terms(products, by, bx, inverse_scale, OPERAND: gl.constexpr):
+    """[64, 32] bfloat16: rel_h / scale by 13 - the key's row, then rel_w / scale by 13 - its column."""
+    h, w = _split((products * inverse_scale).to(gl.bfloat16))
+    CHUNK: gl.constexpr = h[0].type.layout
+    i = gl.arange(0, 64, gl.SliceLayout(1, CHUNK))[:, None]
+    column = gl.arange(0, 8, gl.SliceLayout(0, CHUNK))[None, :]
+    h0, h1 = _skew(h, by, i // 8)
+    w0, w1 = _skew(w, bx, i % 8)
+    w1 = gl.where(column < 6, w1, NO_KEY)
+    both = gl.join(gl.join(h0, h1), gl.join(w0, w1))  # [64, 8, 2, 2]: of a column in its chunk, chunk, table
+    return gl.convert_layout(both.permute([0, 3, 2, 1]).reshape([64, 32]), OPERAND)
+
+
+@gluon.jit
+def _start_scores(q, terms, keys, spread, COUNT: gl.constexpr):
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COUNT, 16])
+    zero = gl.zeros([64, COUNT], gl.float32, LAYOUT)
+    s = warpgroup_mma(terms, spread.permute((1, 0)), zero, use_acc=False, is_async=True)
+    return warpgroup_mma(q, keys.permute((1, 0)), s, is_async=True)
+
+
+@gluon.jit
+def _highest(s, COUNT: gl.constexpr):
+    return gl.max(s.reshape([64, COUNT // 8, 8]), 1)
+
+
+@gluon.jit
+def _weights(s, highest, scale_log2, COUNT: gl.constexpr, OPERAND: gl.constexpr):
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COUNT, 16])
+    p = gl.exp2(s * scale_log2 - gl.convert_layout(highest, gl.SliceLayout(1, LAYOUT))[:, None])
+    return gl.convert_layout(p.to(gl.bfloat16), OPERAND), gl.sum(p.reshape([64, COUNT // 8, 8]), 1)
+
+
+@gluon.jit
+def _store(acc, out, y, x, columns, rows_left, columns_left, LAYOUT: gl.constexpr, HEADS: gl.constexpr, D: gl.constexpr):
+    i = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
+    token = (y + i // 8) * 64 + x + i % 8
+    real = (i // 8 < rows_left) & (i % 8 < columns_left)
+    values = gl.convert_layout(acc.to(out.dtype.element_ty), LAYOUT)
+    gl.store(out + token[:, None] * (HEADS * D) + columns[None, :], values, mask=real[:, None])
+
+
+@gluon.jit
+def hopper_window_kernel(
+    b88, b84, b48, b82, b28, b44, b42, b24, tables_h, tables_w, qkv_bias, out,
+    scale_log2, inverse_scale, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
+):  # fmt: skip
+    """As many programs, of one warpgroup, as run at a time; `total` is images times windows times heads, heads fastest.
+
+    EARLY_TERMS: terms of the next block are computed while this one's weights are; EARLY_SUMS: the weights of part a
+    are multiplied while those of b and c are exponentiated; WIDE_STORES: 16 bytes a thread.
+    """
+    SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    OPERAND: gl.constexpr = gl.DotOperandLayout(0, SUM, 2)
+    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
+    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    STORED: gl.constexpr = gl.BlockedLayout([4, 8], [4, 8], [4, 1], [1, 0]) if WIDE_STORES else SUM
+    first = gl.program_id(0)
+    programs = gl.num_programs(0)
+    boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
+
+    q = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)
+    tables = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)  # of rows, then of columns, 27 each and zeros
+    parts = (
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, 64], WIDE),
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], WIDE),
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 16, 64], WIDE),
+    )
+    spread_a = gl.allocate_shared_memory(gl.bfloat16, [128, 32], gl.NVMMASharedLayout(64, 16))
+    spread_b = gl.allocate_shared_memory(gl.bfloat16, [64, 32], gl.NVMMASharedLayout(64, 16))
+    spread_c = gl.allocate_shared_memory(gl.bfloat16, [16, 32], gl.NVMMASharedLayout(64, 16))
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    tables_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(ready.index(slot), count=1)
+        parts[2].index(slot).store(gl.zeros([16, 64], gl.bfloat16, ROWS))
+    mbarrier.init(q_ready, count=1)
+    mbarrier.init(tables_ready, count=1)
+    _spread(spread_a, spread_b, spread_c)
+    fence_async_shared()
+    wait_for_all()
+
+    mbarrier.expect(tables_ready, 64 * 64 * 2)
+    tma.async_copy_global_to_shared(tables_h, [0, 0], tables_ready, tables.slice(0, 32))
+    tma.async_copy_global_to_shared(tables_w, [0, 0], tables_ready, tables.slice(32, 32))
+    ahead, ahead_block = _fetch_queries(b88, q, q_ready, first, 0, total, HEADS, GH)
+    for item in gl.static_range(STAGES):
+        _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
+    mbarrier.wait(tables_ready, 0)
+
+    mbarrier.wait(q_ready, 0)
+    queries = q.load(OPERAND)
+    if EARLY_TERMS:
+        products = _start_terms(queries, tables)
+        products = warpgroup_mma_wait(0, [products])
+        terms = _terms(products, 0, 0, inverse_scale, OPERAND)
+        wait_for_all()
+        ahead, ahead_block = _fetch_queries(b88, q, q_ready, ahead, ahead_block, total, HEADS, GH)
+    count = 0  # of blocks
+    turn = 0  # of windows
+    for task in range(first, total, programs):
+        image, head, y0, x0, down, across = _window_of(task, HEADS, GH)
+        k_slot = 2 * turn % STAGES
+        v_slot = (2 * turn + 1) % STAGES
+        k_phase = 2 * turn // STAGES & 1
+        v_phase = (2 * turn + 1) // STAGES & 1
+        mbarrier.wait(ready.index(k_slot), k_phase)
+        right = x0 + SIDE > 64
+        bottom = y0 + SIDE > GH
+        if right | bottom:
+            mbarrier.wait(ready.index(v_slot), v_phase)
+            _pad_side(parts, k_slot, qkv_bias + (HEADS + head) * 64, right, bottom, 64, ROWS)
+            _pad_side(parts, v_slot, qkv_bias + (2 * HEADS + head) * 64, right, bottom, 64, ROWS)
+            fence_async_shared()
+            wait_for_all()
+        k_a = parts[0].index(k_slot)
+        k_b = parts[1].index(k_slot)
+        k_c = parts[2].index(k_slot)
+        v_a = parts[0].index(v_slot)
+        v_b = parts[1].index(v_slot)
+        v_c = parts[2].index(v_slot)
+        blocks = down * across
+        for block in range(blocks):
+            by = block // across
+            bx = block % across
+            if not EARLY_TERMS:
+                mbarrier.wait(q_ready, count & 1)
+                queries = q.load(OPERAND)
+                products = _start_terms(queries, tables)
+                products = warpgroup_mma_wait(0, [products])
+                terms = _terms(products, by, bx, inverse_scale, OPERAND)
+            s_a = _start_scores(queries, terms, k_a, spread_a, 128)
+            s_b = _start_scores(queries, terms, k_b, spread_b, 64)
+            s_c = _start_scores(queries, terms, k_c, spread_c, 16)
+            s_a, s_b, s_c = warpgroup_mma_wait(0, [s_a, s_b, s_c])
+            last = block + 1 == blocks
+            if EARLY_TERMS:
+                more = (task + programs < total) | (block + 1 < blocks)
+                mbarrier.wait(q_ready, (count + 1) & 1, pred=more)
+                queries = q.load(OPERAND)
+                products = _start_terms(queries, tables)
+            wait_for_all()  # every warp has its queries and, of the last block, has read the keys
+            ahead, ahead_block = _fetch_queries(b88, q, q_ready, ahead, ahead_block, total, HEADS, GH)
+            if STAGES > 2:
+                if (block == 0) & (turn > 0):  # the values of the window before have been multiplied
+                    _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
+            if last:
+                _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
+
+            highest = _highest(s_a, 128)
+            highest = gl.maximum(highest, _like(_highest(s_b, 64), highest))
+            highest = gl.maximum(highest, _like(_highest(s_c, 16), highest))
+            highest = gl.max(highest, 1) * scale_log2
+            p_a, sums = _weights(s_a, highest, scale_log2, 128, OPERAND)
+            acc = gl.zeros([64, 64], gl.float32, SUM)
+            if EARLY_SUMS:
+                mbarrier.wait(ready.index(v_slot), v_phase)
+                acc = warpgroup_mma(p_a, v_a, acc, use_acc=False, is_async=True)
+            p_b, sums_b = _weights(s_b, highest, scale_log2, 64, OPERAND)
+            p_c, sums_c = _weights(s_c, highest, scale_log2, 16, OPERAND)
+            if not EARLY_SUMS:
+                mbarrier.wait(ready.index(v_slot), v_phase)
+                acc = warpgroup_mma(p_a, v_a, acc, use_acc=False, is_async=True)
+            acc = warpgroup_mma(p_b, v_b, acc, is_async=True)
+            acc = warpgroup_mma(p_c, v_c, acc, is_async=True)
+            sums += _like(sums_b, sums)
+            sums += _like(sums_c, sums)
+            inverse = 1.0 / gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, SUM))
+            if EARLY_TERMS:
+                products = warpgroup_mma_wait(3, [products])
+                following = gl.where(last, 0, block + 1)
+                terms = _terms(products, following // across, following % across, inverse_scale, OPERAND)
+            acc = warpgroup_mma_wait(0, [acc])
+            starts = out + image.to(gl.int64) * (GH * 64 * HEADS * 64) + head * 64
+            y = y0 + by * 8
+            x = x0 + bx * 8
+            rows_left = gl.minimum(SIDE - by * 8, GH - y)
+            columns_left = gl.minimum(SIDE - bx * 8, 64 - x)
+            columns = gl.arange(0, 64, gl.SliceLayout(0, STORED))
+            _store(acc * inverse[:, None], starts, y, x, columns, rows_left, columns_left, STORED, HEADS, 64)
+            count += 1
+        if STAGES == 2:
+            wait_for_all()
+            _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES)
+        turn += 1
