@@ -35,6 +35,7 @@ import triton.language as tl
 from .arguments import check_qkv, check_scale, check_table, has_no_kernel, head_parts
 from .quantise_rows import FLOAT8, to_float8
 from .relpos_global import global_attention_reference
+from .relpos_window_hopper import launch_window, suits_window
 from .tiles import Tile, choose_tile
 
 WINDOW = 14
@@ -223,6 +224,9 @@ def launch_window_attention(
     tile = tile or choose_tile("window", qkv)
     d0, d1 = head_parts(d)
     out = qkv.new_empty(batch, tokens, heads * d, dtype=dtype or qkv.dtype)
+    if tile.overlap and suits_window(qkv, grid, tile):
+        launch_window(qkv, qkv_bias, rel_pos_h, rel_pos_w, out, gh, scale, tile)
+        return out
     windows = triton.cdiv(gh, WINDOW) * triton.cdiv(gw, WINDOW)
     _window_kernel[(heads, windows, batch)](
         qkv, qkv_bias, rel_pos_h, rel_pos_w, out,

@@ -22,6 +22,8 @@ this one's are multiplied; with two, keys after the last product of keys, and va
 # ruff: noqa: N803, N806
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
+import math
+
 import torch
 import triton
 from triton.experimental import gluon
@@ -35,35 +37,42 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .relpos_hopper import describe, wait_for_all
+from .relpos_hopper import describe, takes, wait_for_all
+from .tiles import Tile
 
 SIDE = gl.constexpr(14)
 ACROSS = gl.constexpr(5)  # windows of an image row of 64 tokens
+LOG2_E = math.log2(math.e)
 COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
 NO_KEY = gl.constexpr(-1e30)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
 
-# Of each query's columns in three chunks of 8, those from its shift (0 to 7) on, in two. A register is a pair of columns;
+# Of each query's 32 terms in four chunks of 8, those from its shift (0 to 15) on, in two. A register is a pair of terms;
 # the first and the second of each pair travel apart, as an odd shift wants them from different threads. Those of both
-# chunks go in one register: which chunks, the sender knows, since four threads that share a query share its shift.
+# chunks go in one register: from which chunks, the sender knows, since four threads that share a query share its shift.
 TURN = gl.constexpr("""{
-.reg .b32 t, h, e, first, second, x, y;
+.reg .b32 a, b, c, t, h, e, first, second, x, y;
 .reg .pred p;
+setp.lt.u32 p, $6, 8;
+selp.b32 a, $2, $3, p;
+selp.b32 b, $3, $4, p;
+selp.b32 c, $4, $5, p;
 mov.u32 t, %tid.x;
 and.b32 t, t, 3;
-shr.u32 h, $5, 1;
-add.u32 e, $5, 1;
+and.b32 e, $6, 7;
+shr.u32 h, e, 1;
+add.u32 e, e, 1;
 shr.u32 e, e, 1;
 setp.lt.u32 p, t, e;
-selp.b32 x, $3, $2, p;
-selp.b32 y, $4, $3, p;
+selp.b32 x, b, a, p;
+selp.b32 y, c, b, p;
 prmt.b32 first, x, y, 0x5410;
 add.u32 x, t, e;
 shfl.sync.idx.b32 first, first, x, 0x1c1f, 0xffffffff;
 setp.lt.u32 p, t, h;
-selp.b32 x, $3, $2, p;
-selp.b32 y, $4, $3, p;
+selp.b32 x, b, a, p;
+selp.b32 y, c, b, p;
 prmt.b32 second, x, y, 0x7632;
 add.u32 x, t, h;
 shfl.sync.idx.b32 second, second, x, 0x1c1f, 0xffffffff;
@@ -195,13 +204,15 @@ def _spread(a, b, c):
 
 
 @gluon.jit
-def _skew(chunks, first, shift):
-    """Columns 8 first + shift... of [64, 32] terms in four chunks: 16 of them in two chunks, [64, 8] each."""
-    c0 = gl.where(first == 0, chunks[0], chunks[1])
-    c1 = gl.where(first == 0, chunks[1], chunks[2])
-    c2 = gl.where(first == 0, chunks[2], chunks[3])
+def _skew(chunks, shift):
+    """16 of 32 columns from `shift` [64, 1] on, in two chunks [64, 8] of bfloat16."""
     return gl.inline_asm_elementwise(
-        TURN, "=r,=r,r,r,r,r,r", [c0, c1, c2, shift], [gl.bfloat16, gl.bfloat16], is_pure=True, pack=2
+        TURN,
+        "=r,=r,r,r,r,r,r,r",
+        [chunks[0], chunks[1], chunks[2], chunks[3], shift],
+        [gl.bfloat16, gl.bfloat16],
+        is_pure=True,
+        pack=2,
     )
 
 
@@ -231,8 +242,8 @@ def _terms(products, by, bx, inverse_scale, OPERAND: gl.constexpr):
     CHUNK: gl.constexpr = h[0].type.layout
     i = gl.arange(0, 64, gl.SliceLayout(1, CHUNK))[:, None]
     column = gl.arange(0, 8, gl.SliceLayout(0, CHUNK))[None, :]
-    h0, h1 = _skew(h, by, i // 8)
-    w0, w1 = _skew(w, bx, i % 8)
+    h0, h1 = _skew(h, by * 8 + i // 8)
+    w0, w1 = _skew(w, bx * 8 + i % 8)
     w1 = gl.where(column < 6, w1, NO_KEY)
     both = gl.join(gl.join(h0, h1), gl.join(w0, w1))  # [64, 8, 2, 2]: of a column in its chunk, chunk, table
     return gl.convert_layout(both.permute([0, 3, 2, 1]).reshape([64, 32]), OPERAND)
@@ -283,7 +294,14 @@ def hopper_window_kernel(
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, SUM, 2)
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    STORED: gl.constexpr = gl.BlockedLayout([4, 8], [4, 8], [4, 1], [1, 0]) if WIDE_STORES else SUM
+    STORED_WIDE: gl.constexpr = gl.DistributedLinearLayout(
+        [[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]],
+        [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
+        [[16, 0], [32, 0]],
+        [],
+        [64, 64],
+    )
+    STORED: gl.constexpr = STORED_WIDE if WIDE_STORES else SUM
     first = gl.program_id(0)
     programs = gl.num_programs(0)
     boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
@@ -413,3 +431,37 @@ def hopper_window_kernel(
             wait_for_all()
             _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES)
         turn += 1
+
+
+def suits_window(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
+    """Whether this kernel takes these inputs: heads of 64, windows with 8 or 14 real rows, slots for both sides."""
+    fits = (tile.block_m, tile.num_warps, qkv.shape[-1]) == (64, 4, 64) and tile.num_stages in (2, 3)
+    return fits and grid[0] % SIDE.value in (0, 8) and takes(qkv, grid)
+
+
+def launch_window(
+    qkv: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    rel_pos_h: torch.Tensor,
+    rel_pos_w: torch.Tensor,
+    out: torch.Tensor,
+    gh: int,
+    scale: float,
+    tile: Tile,
+    variant: tuple[bool, bool, bool] = (False, True, True),
+) -> None:
+    """Fills `out`, by two programs a multiprocessor. `variant`: what `hopper_window_kernel` has choices for."""
+    batch, _, _, heads, d = qkv.shape
+    step = qkv.stride(1)
+    grid = qkv.as_strided((batch, gh, 64, 3 * heads * d), (qkv.stride(0), 64 * step, step, 1))
+    cube = gl.NVMMASharedLayout(128, 16, rank=4)
+    boxes = [TensorDescriptor.from_tensor(grid, [1, rows, columns, 64], cube) for rows, columns in BOXES]
+    tables = [describe(table, 32, 64) for table in (rel_pos_h, rel_pos_w)]
+    total = batch * heads * triton.cdiv(gh, SIDE.value) * ACROSS.value
+    programs = 2 * torch.cuda.get_device_properties(qkv.device).multi_processor_count
+    hopper_window_kernel[(min(total, programs),)](
+        *boxes, *tables, qkv_bias, out, scale * LOG2_E, 1 / scale, total,
+        HEADS=heads, GH=gh, STAGES=tile.num_stages,
+        EARLY_TERMS=variant[0], EARLY_SUMS=variant[1], WIDE_STORES=variant[2],
+        num_warps=4, maxnreg=tile.max_registers,
+    )  # fmt: skip

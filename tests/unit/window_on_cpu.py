@@ -48,7 +48,7 @@ class Window(Shared):
 class WindowMachine(Machine):
     def __init__(self, program: int, programs: int):
         super().__init__((program, 0, 0), programs)
-        for name in ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "NVMMASharedLayout", "BlockedLayout"):
+        for name in ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "NVMMASharedLayout", "BlockedLayout", "DistributedLinearLayout"):
             setattr(self.gl, name, lambda *_, **__: None)
         self.gl.num_programs = lambda _: torch.tensor(programs)
         self.gl.minimum = torch.minimum
