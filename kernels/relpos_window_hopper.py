@@ -45,6 +45,7 @@ ACROSS = gl.constexpr(5)  # windows of an image row of 64 tokens
 LOG2_E = math.log2(math.e)
 COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
 NO_KEY = gl.constexpr(-1e30)
+COPYING_REGISTERS = gl.constexpr(24)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
 
@@ -279,20 +280,68 @@ def _store(acc, out, y, x, columns, rows_left, columns_left, LAYOUT: gl.constexp
 
 
 @gluon.jit
-def hopper_window_kernel(
-    b88, b84, b48, b82, b28, b44, b42, b24, tables_h, tables_w, qkv_bias, out,
-    scale_log2, inverse_scale, total,
-    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
-    EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
+def _start_sum(
+    s_a, s_b, s_c, values, value_ready, phase, scale_log2,
+    EARLY_SUMS: gl.constexpr, SUM: gl.constexpr, OPERAND: gl.constexpr,
 ):  # fmt: skip
-    """As many programs, of one warpgroup, as run at a time; `total` is images times windows times heads, heads fastest.
+    """Starts the products of weights and values; also what to multiply them with."""
+    highest = _highest(s_a, 128)
+    highest = gl.maximum(highest, _like(_highest(s_b, 64), highest))
+    highest = gl.maximum(highest, _like(_highest(s_c, 16), highest))
+    highest = gl.max(highest, 1) * scale_log2
+    p_a, sums = _weights(s_a, highest, scale_log2, 128, OPERAND)
+    acc = gl.zeros([64, 64], gl.float32, SUM)
+    if EARLY_SUMS:
+        mbarrier.wait(value_ready, phase)
+        acc = warpgroup_mma(p_a, values[0], acc, use_acc=False, is_async=True)
+    p_b, sums_b = _weights(s_b, highest, scale_log2, 64, OPERAND)
+    p_c, sums_c = _weights(s_c, highest, scale_log2, 16, OPERAND)
+    if not EARLY_SUMS:
+        mbarrier.wait(value_ready, phase)
+        acc = warpgroup_mma(p_a, values[0], acc, use_acc=False, is_async=True)
+    acc = warpgroup_mma(p_b, values[1], acc, is_async=True)
+    acc = warpgroup_mma(p_c, values[2], acc, is_async=True)
+    sums += _like(sums_b, sums)
+    sums += _like(sums_c, sums)
+    return acc, 1.0 / gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, SUM))
 
-    EARLY_TERMS: terms of the next block are computed while this one's weights are; EARLY_SUMS: the weights of part a
-    are multiplied while those of b and c are exponentiated; WIDE_STORES: 16 bytes a thread.
-    """
+
+@gluon.jit
+def _copy(
+    boxes, q, parts, q_ready, ready, q_free, free, total, HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """What a warp of its own does: everything in the order in which `_multiply` gives slots back."""
+    ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, gl.program_id(0), 0, total, HEADS, GH)
+    _fetch_side(boxes, parts, ready, 0, total, HEADS, GH, STAGES)
+    _fetch_side(boxes, parts, ready, 1, total, HEADS, GH, STAGES)
+    count = 0
+    item = 2
+    for task in range(gl.program_id(0), total, gl.num_programs(0)):
+        _, _, _, _, down, across = _window_of(task, HEADS, GH)
+        blocks = down * across
+        more = task + gl.num_programs(0) < total
+        for block in range(blocks):
+            last = block + 1 == blocks
+            mbarrier.wait(q_free, count & 1, pred=more | (block + 1 < blocks))
+            ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
+            if more & (block == 0):
+                mbarrier.wait(free.index(item % STAGES), (item // STAGES & 1) ^ 1)
+                _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
+            if more & last:
+                mbarrier.wait(free.index((item + 1) % STAGES), ((item + 1) // STAGES & 1) ^ 1)
+                _fetch_side(boxes, parts, ready, item + 1, total, HEADS, GH, STAGES)
+            count += 1
+        item += 2
+
+
+@gluon.jit
+def _multiply(
+    boxes, q, parts, spreads, tables, q_ready, ready, q_free, free, qkv_bias, out, scale_log2, inverse_scale, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    COPIER: gl.constexpr, EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
+):  # fmt: skip
     SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, SUM, 2)
-    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     STORED_WIDE: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]],
@@ -304,55 +353,31 @@ def hopper_window_kernel(
     STORED: gl.constexpr = STORED_WIDE if WIDE_STORES else SUM
     first = gl.program_id(0)
     programs = gl.num_programs(0)
-    boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
-
-    q = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)
-    tables = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)  # of rows, then of columns, 27 each and zeros
-    parts = (
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, 64], WIDE),
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], WIDE),
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 16, 64], WIDE),
-    )
-    spread_a = gl.allocate_shared_memory(gl.bfloat16, [128, 32], gl.NVMMASharedLayout(64, 16))
-    spread_b = gl.allocate_shared_memory(gl.bfloat16, [64, 32], gl.NVMMASharedLayout(64, 16))
-    spread_c = gl.allocate_shared_memory(gl.bfloat16, [16, 32], gl.NVMMASharedLayout(64, 16))
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    tables_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(ready.index(slot), count=1)
-        parts[2].index(slot).store(gl.zeros([16, 64], gl.bfloat16, ROWS))
-    mbarrier.init(q_ready, count=1)
-    mbarrier.init(tables_ready, count=1)
-    _spread(spread_a, spread_b, spread_c)
-    fence_async_shared()
-    wait_for_all()
-
-    mbarrier.expect(tables_ready, 64 * 64 * 2)
-    tma.async_copy_global_to_shared(tables_h, [0, 0], tables_ready, tables.slice(0, 32))
-    tma.async_copy_global_to_shared(tables_w, [0, 0], tables_ready, tables.slice(32, 32))
-    ahead, ahead_block = _fetch_queries(b88, q, q_ready, first, 0, total, HEADS, GH)
-    for item in gl.static_range(STAGES):
-        _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
-    mbarrier.wait(tables_ready, 0)
-
-    mbarrier.wait(q_ready, 0)
-    queries = q.load(OPERAND)
+    ahead = first
+    ahead_block = 0
+    if not COPIER:
+        ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, first, 0, total, HEADS, GH)
+        for item in gl.static_range(STAGES):
+            _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
     if EARLY_TERMS:
+        mbarrier.wait(q_ready, 0)
+        queries = q.load(OPERAND)
         products = _start_terms(queries, tables)
         products = warpgroup_mma_wait(0, [products])
         terms = _terms(products, 0, 0, inverse_scale, OPERAND)
         wait_for_all()
-        ahead, ahead_block = _fetch_queries(b88, q, q_ready, ahead, ahead_block, total, HEADS, GH)
+        if COPIER:
+            mbarrier.arrive(q_free)
+        else:
+            ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
     count = 0  # of blocks
     turn = 0  # of windows
     for task in range(first, total, programs):
         image, head, y0, x0, down, across = _window_of(task, HEADS, GH)
         k_slot = 2 * turn % STAGES
         v_slot = (2 * turn + 1) % STAGES
-        k_phase = 2 * turn // STAGES & 1
         v_phase = (2 * turn + 1) // STAGES & 1
-        mbarrier.wait(ready.index(k_slot), k_phase)
+        mbarrier.wait(ready.index(k_slot), 2 * turn // STAGES & 1)
         right = x0 + SIDE > 64
         bottom = y0 + SIDE > GH
         if right | bottom:
@@ -361,59 +386,44 @@ def hopper_window_kernel(
             _pad_side(parts, v_slot, qkv_bias + (2 * HEADS + head) * 64, right, bottom, 64, ROWS)
             fence_async_shared()
             wait_for_all()
-        k_a = parts[0].index(k_slot)
-        k_b = parts[1].index(k_slot)
-        k_c = parts[2].index(k_slot)
-        v_a = parts[0].index(v_slot)
-        v_b = parts[1].index(v_slot)
-        v_c = parts[2].index(v_slot)
+        values = (parts[0].index(v_slot), parts[1].index(v_slot), parts[2].index(v_slot))
         blocks = down * across
         for block in range(blocks):
             by = block // across
             bx = block % across
+            last = block + 1 == blocks
             if not EARLY_TERMS:
                 mbarrier.wait(q_ready, count & 1)
                 queries = q.load(OPERAND)
                 products = _start_terms(queries, tables)
                 products = warpgroup_mma_wait(0, [products])
                 terms = _terms(products, by, bx, inverse_scale, OPERAND)
-            s_a = _start_scores(queries, terms, k_a, spread_a, 128)
-            s_b = _start_scores(queries, terms, k_b, spread_b, 64)
-            s_c = _start_scores(queries, terms, k_c, spread_c, 16)
+            s_a = _start_scores(queries, terms, parts[0].index(k_slot), spreads[0], 128)
+            s_b = _start_scores(queries, terms, parts[1].index(k_slot), spreads[1], 64)
+            s_c = _start_scores(queries, terms, parts[2].index(k_slot), spreads[2], 16)
             s_a, s_b, s_c = warpgroup_mma_wait(0, [s_a, s_b, s_c])
-            last = block + 1 == blocks
             if EARLY_TERMS:
                 more = (task + programs < total) | (block + 1 < blocks)
                 mbarrier.wait(q_ready, (count + 1) & 1, pred=more)
                 queries = q.load(OPERAND)
                 products = _start_terms(queries, tables)
             wait_for_all()  # every warp has its queries and, of the last block, has read the keys
-            ahead, ahead_block = _fetch_queries(b88, q, q_ready, ahead, ahead_block, total, HEADS, GH)
-            if STAGES > 2:
-                if (block == 0) & (turn > 0):  # the values of the window before have been multiplied
-                    _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
-            if last:
-                _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
+            before = (block == 0) & (turn > 0)  # the values of the window before have been multiplied
+            if COPIER:
+                mbarrier.arrive(q_free)
+                mbarrier.arrive(free.index((2 * turn + STAGES - 1) % STAGES), pred=before)
+                mbarrier.arrive(free.index(k_slot), pred=last)
+            else:
+                ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
+                if STAGES > 2:
+                    if before:
+                        _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
+                if last:
+                    _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
 
-            highest = _highest(s_a, 128)
-            highest = gl.maximum(highest, _like(_highest(s_b, 64), highest))
-            highest = gl.maximum(highest, _like(_highest(s_c, 16), highest))
-            highest = gl.max(highest, 1) * scale_log2
-            p_a, sums = _weights(s_a, highest, scale_log2, 128, OPERAND)
-            acc = gl.zeros([64, 64], gl.float32, SUM)
-            if EARLY_SUMS:
-                mbarrier.wait(ready.index(v_slot), v_phase)
-                acc = warpgroup_mma(p_a, v_a, acc, use_acc=False, is_async=True)
-            p_b, sums_b = _weights(s_b, highest, scale_log2, 64, OPERAND)
-            p_c, sums_c = _weights(s_c, highest, scale_log2, 16, OPERAND)
-            if not EARLY_SUMS:
-                mbarrier.wait(ready.index(v_slot), v_phase)
-                acc = warpgroup_mma(p_a, v_a, acc, use_acc=False, is_async=True)
-            acc = warpgroup_mma(p_b, v_b, acc, is_async=True)
-            acc = warpgroup_mma(p_c, v_c, acc, is_async=True)
-            sums += _like(sums_b, sums)
-            sums += _like(sums_c, sums)
-            inverse = 1.0 / gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, SUM))
+            acc, inverse = _start_sum(
+                s_a, s_b, s_c, values, ready.index(v_slot), v_phase, scale_log2, EARLY_SUMS, SUM, OPERAND
+            )
             if EARLY_TERMS:
                 products = warpgroup_mma_wait(3, [products])
                 following = gl.where(last, 0, block + 1)
@@ -427,10 +437,80 @@ def hopper_window_kernel(
             columns = gl.arange(0, 64, gl.SliceLayout(0, STORED))
             _store(acc * inverse[:, None], starts, y, x, columns, rows_left, columns_left, STORED, HEADS, 64)
             count += 1
-        if STAGES == 2:
+        if STAGES == 2 and not COPIER:
             wait_for_all()
             _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES)
         turn += 1
+
+
+@gluon.jit
+def hopper_window_kernel(
+    b88, b84, b48, b82, b28, b44, b42, b24, tables_h, tables_w, qkv_bias, out, scale_log2, inverse_scale, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    COPIER: gl.constexpr, EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
+):  # fmt: skip
+    """As many programs, of one warpgroup, as run at a time; `total` is images times windows times heads, heads fastest.
+
+    COPIER: a warp of its own copies, with three slots. EARLY_TERMS: terms of the next block are computed while this
+    one's weights are. EARLY_SUMS: the weights of part a are multiplied while those of b and c are exponentiated.
+    WIDE_STORES: 16 bytes a thread.
+    """
+    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
+    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
+    q = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)
+    tables = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)  # of rows, then of columns, 27 each and zeros
+    parts = (
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, 64], WIDE),
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], WIDE),
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 16, 64], WIDE),
+    )
+    spreads = (
+        gl.allocate_shared_memory(gl.bfloat16, [128, 32], gl.NVMMASharedLayout(64, 16)),
+        gl.allocate_shared_memory(gl.bfloat16, [64, 32], gl.NVMMASharedLayout(64, 16)),
+        gl.allocate_shared_memory(gl.bfloat16, [16, 32], gl.NVMMASharedLayout(64, 16)),
+    )
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    q_free = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    tables_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(ready.index(slot), count=1)
+        mbarrier.init(free.index(slot), count=1)
+        parts[2].index(slot).store(gl.zeros([16, 64], gl.bfloat16, ROWS))
+    mbarrier.init(q_ready, count=1)
+    mbarrier.init(q_free, count=1)
+    mbarrier.init(tables_ready, count=1)
+    _spread(spreads[0], spreads[1], spreads[2])
+    fence_async_shared()
+    wait_for_all()
+    mbarrier.expect(tables_ready, 64 * 64 * 2)
+    tma.async_copy_global_to_shared(tables_h, [0, 0], tables_ready, tables.slice(0, 32))
+    tma.async_copy_global_to_shared(tables_w, [0, 0], tables_ready, tables.slice(32, 32))
+    mbarrier.wait(tables_ready, 0)
+    if COPIER:
+        gl.warp_specialize(
+            [
+                (
+                    _multiply,
+                    (
+                        boxes, q, parts, spreads, tables, q_ready, ready, q_free, free, qkv_bias, out,
+                        scale_log2, inverse_scale, total,
+                        HEADS, GH, STAGES, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
+                    ),
+                ),
+                (_copy, (boxes, q, parts, q_ready, ready, q_free, free, total, HEADS, GH, STAGES)),
+            ],
+            [1],
+            [COPYING_REGISTERS],
+        )  # fmt: skip
+    else:
+        _multiply(
+            boxes, q, parts, spreads, tables, q_ready, ready, q_free, free, qkv_bias, out,
+            scale_log2, inverse_scale, total,
+            HEADS, GH, STAGES, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
+        )  # fmt: skip
 
 
 def suits_window(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
@@ -448,7 +528,7 @@ def launch_window(
     gh: int,
     scale: float,
     tile: Tile,
-    variant: tuple[bool, bool, bool] = (False, True, True),
+    variant: tuple[bool, bool, bool, bool] = (False, False, True, True),
 ) -> None:
     """Fills `out`, by two programs a multiprocessor. `variant`: what `hopper_window_kernel` has choices for."""
     batch, _, _, heads, d = qkv.shape
@@ -462,6 +542,6 @@ def launch_window(
     hopper_window_kernel[(min(total, programs),)](
         *boxes, *tables, qkv_bias, out, scale * LOG2_E, 1 / scale, total,
         HEADS=heads, GH=gh, STAGES=tile.num_stages,
-        EARLY_TERMS=variant[0], EARLY_SUMS=variant[1], WIDE_STORES=variant[2],
-        num_warps=4, maxnreg=tile.max_registers,
+        COPIER=variant[0], EARLY_TERMS=variant[1], EARLY_SUMS=variant[2], WIDE_STORES=variant[3],
+        num_warps=4, maxnreg=128 if variant[0] else tile.max_registers,
     )  # fmt: skip

@@ -25,7 +25,7 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize("variant", [(False, False, False), (True, True, True)])
+@pytest.mark.parametrize("variant", [(False, False, False, False), (False, True, True, True)])
 @pytest.mark.parametrize("stages", [2, 3])
 @pytest.mark.parametrize(("batch", "gh", "heads", "programs"), [(1, 22, 1, 3), (2, 22, 2, 7), (1, 8, 1, 99), (1, 14, 1, 1)])
 def test_every_copy_and_product_is_waited_for(batch, gh, heads, programs, stages, variant) -> None:

@@ -11,7 +11,7 @@ from splitsam.kernels import relpos_window_hopper as hopper
 
 PARTS = (
     "_like", "_window_of", "_fetch_queries", "_fetch_box", "_fetch_side", "_pad_side", "_place", "_store_spread",
-    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store",
+    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_sum", "_multiply",
     "hopper_window_kernel",
 )  # fmt: skip
 
@@ -152,7 +152,7 @@ def run_asm(asm: str, constraints: str, arguments, dtypes, is_pure: bool, pack: 
 
 
 def attention(
-    qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, scale, programs, stages=3, variant=(True, True, True), dtype=torch.bfloat16
+    qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, scale, programs, stages=3, variant=(False, True, True, True), dtype=torch.bfloat16
 ):
     """What `launch_window_64` returns, computed by so many programs."""
     batch, tokens, _, heads, d = qkv.shape
