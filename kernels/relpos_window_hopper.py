@@ -45,7 +45,7 @@ ACROSS = gl.constexpr(5)  # windows of an image row of 64 tokens
 LOG2_E = math.log2(math.e)
 COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
 NO_KEY = gl.constexpr(-1e30)
-COPYING_REGISTERS = gl.constexpr(24)
+COPYING_REGISTERS = gl.constexpr(40)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
 
@@ -308,35 +308,35 @@ def _start_sum(
 
 @gluon.jit
 def _copy(
-    boxes, q, parts, q_ready, ready, q_free, free, total, HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    boxes, q, parts, q_ready, ready, done, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, EARLY_TERMS: gl.constexpr,
 ):  # fmt: skip
-    """What a warp of its own does: everything in the order in which `_multiply` gives slots back."""
+    """What a warp of its own does: all copies, in the order in which `_multiply` gives slots back, once a block."""
     ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, gl.program_id(0), 0, total, HEADS, GH)
-    _fetch_side(boxes, parts, ready, 0, total, HEADS, GH, STAGES)
-    _fetch_side(boxes, parts, ready, 1, total, HEADS, GH, STAGES)
+    for item in gl.static_range(STAGES):
+        _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
     count = 0
-    item = 2
+    if EARLY_TERMS:
+        mbarrier.wait(done, 0)
+        ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
+        count = 1
+    turn = 0
     for task in range(gl.program_id(0), total, gl.num_programs(0)):
         _, _, _, _, down, across = _window_of(task, HEADS, GH)
-        blocks = down * across
-        more = task + gl.num_programs(0) < total
-        for block in range(blocks):
-            last = block + 1 == blocks
-            mbarrier.wait(q_free, count & 1, pred=more | (block + 1 < blocks))
+        for block in range(down * across):
+            mbarrier.wait(done, count & 1)
             ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
-            if more & (block == 0):
-                mbarrier.wait(free.index(item % STAGES), (item // STAGES & 1) ^ 1)
-                _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
-            if more & last:
-                mbarrier.wait(free.index((item + 1) % STAGES), ((item + 1) // STAGES & 1) ^ 1)
-                _fetch_side(boxes, parts, ready, item + 1, total, HEADS, GH, STAGES)
+            if (block == 0) & (turn > 0):
+                _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
+            if block + 1 == down * across:
+                _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
             count += 1
-        item += 2
+        turn += 1
 
 
 @gluon.jit
 def _multiply(
-    boxes, q, parts, spreads, tables, q_ready, ready, q_free, free, qkv_bias, out, scale_log2, inverse_scale, total,
+    boxes, q, parts, spreads, tables, q_ready, ready, done, qkv_bias, out, scale_log2, inverse_scale, total,
     HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
     COPIER: gl.constexpr, EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
 ):  # fmt: skip
@@ -367,7 +367,7 @@ def _multiply(
         terms = _terms(products, 0, 0, inverse_scale, OPERAND)
         wait_for_all()
         if COPIER:
-            mbarrier.arrive(q_free)
+            mbarrier.arrive(done)
         else:
             ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
     count = 0  # of blocks
@@ -407,16 +407,14 @@ def _multiply(
                 mbarrier.wait(q_ready, (count + 1) & 1, pred=more)
                 queries = q.load(OPERAND)
                 products = _start_terms(queries, tables)
-            wait_for_all()  # every warp has its queries and, of the last block, has read the keys
-            before = (block == 0) & (turn > 0)  # the values of the window before have been multiplied
+            # Every warp has its queries, has read the keys and, in a first block, the values of the window before.
+            wait_for_all()
             if COPIER:
-                mbarrier.arrive(q_free)
-                mbarrier.arrive(free.index((2 * turn + STAGES - 1) % STAGES), pred=before)
-                mbarrier.arrive(free.index(k_slot), pred=last)
+                mbarrier.arrive(done)
             else:
                 ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
                 if STAGES > 2:
-                    if before:
+                    if (block == 0) & (turn > 0):
                         _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
                 if last:
                     _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
@@ -471,16 +469,14 @@ def hopper_window_kernel(
         gl.allocate_shared_memory(gl.bfloat16, [16, 32], gl.NVMMASharedLayout(64, 16)),
     )
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_free = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     tables_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(ready.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=1)
         parts[2].index(slot).store(gl.zeros([16, 64], gl.bfloat16, ROWS))
     mbarrier.init(q_ready, count=1)
-    mbarrier.init(q_free, count=1)
+    mbarrier.init(done, count=1)
     mbarrier.init(tables_ready, count=1)
     _spread(spreads[0], spreads[1], spreads[2])
     fence_async_shared()
@@ -495,19 +491,19 @@ def hopper_window_kernel(
                 (
                     _multiply,
                     (
-                        boxes, q, parts, spreads, tables, q_ready, ready, q_free, free, qkv_bias, out,
+                        boxes, q, parts, spreads, tables, q_ready, ready, done, qkv_bias, out,
                         scale_log2, inverse_scale, total,
                         HEADS, GH, STAGES, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
                     ),
                 ),
-                (_copy, (boxes, q, parts, q_ready, ready, q_free, free, total, HEADS, GH, STAGES)),
+                (_copy, (boxes, q, parts, q_ready, ready, done, total, HEADS, GH, STAGES, EARLY_TERMS)),
             ],
             [1],
             [COPYING_REGISTERS],
         )  # fmt: skip
     else:
         _multiply(
-            boxes, q, parts, spreads, tables, q_ready, ready, q_free, free, qkv_bias, out,
+            boxes, q, parts, spreads, tables, q_ready, ready, done, qkv_bias, out,
             scale_log2, inverse_scale, total,
             HEADS, GH, STAGES, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
         )  # fmt: skip

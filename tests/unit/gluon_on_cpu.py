@@ -57,7 +57,7 @@ class Shared:
 
 class Barrier:
     def __init__(self):
-        self.bytes, self.copies, self.phases = 0, [], 0
+        self.bytes, self.copies, self.phases, self.waited = 0, [], 0, 0
 
 
 class Barriers(list):

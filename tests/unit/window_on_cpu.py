@@ -1,6 +1,7 @@
 """Runs `relpos_window_hopper`'s Gluon on the CPU as `gluon_on_cpu` does the others', and its PTX thread by thread."""
 
 import re
+import threading
 import types
 
 import torch
@@ -11,7 +12,7 @@ from splitsam.kernels import relpos_window_hopper as hopper
 
 PARTS = (
     "_like", "_window_of", "_fetch_queries", "_fetch_box", "_fetch_side", "_pad_side", "_place", "_store_spread",
-    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_sum", "_multiply",
+    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_sum", "_copy", "_multiply",
     "hopper_window_kernel",
 )  # fmt: skip
 
@@ -57,7 +58,12 @@ class WindowMachine(Machine):
         self.gl.inline_asm_elementwise = run_asm
         self.gl.load = lambda pointer: pointer.values[pointer.offsets]
         self.gl.store = lambda pointer, values, mask: self.store(pointer, values, mask.expand(values.shape))
+        self.gl.warp_specialize = self.run_parts
         self.mbarrier.wait = self.wait_for
+        self.mbarrier.arrive = self.finish
+        self.copier: threading.Thread | None = None
+        self.to_copy, self.copied = threading.Semaphore(0), threading.Semaphore(0)
+        self.failure: BaseException | None = None
 
     def functions(self) -> dict:
         names = super().functions(hopper, PARTS)
@@ -69,8 +75,44 @@ class WindowMachine(Machine):
         made = super().allocate(dtype, shape, layout)
         return Window(made.values) if isinstance(made, Shared) else made
 
+    def run_parts(self, parts, *_):
+        """The part that copies runs as far as it may whenever the other gives something back."""
+        (multiply, arguments), (copy, to_copy) = parts
+
+        def run_copier():
+            self.to_copy.acquire()
+            try:
+                copy(*to_copy)
+            except BaseException as failure:
+                self.failure = failure
+            self.copied.release()
+
+        self.copier = threading.Thread(target=run_copier, daemon=True)
+        self.copier.start()
+        self.let_copy()
+        multiply(*arguments)
+        self.copier.join(1)
+        assert not self.copier.is_alive(), "the part that copies waits for ever"
+
+    def let_copy(self):
+        if self.copier.is_alive():
+            self.to_copy.release()
+            self.copied.acquire()
+        if self.failure:
+            raise self.failure
+
+    def finish(self, barrier):
+        assert barrier.phases == barrier.waited, "nobody has waited for what was done before"
+        barrier.phases += 1
+        self.let_copy()
+
     def wait_for(self, barrier, parity, pred=True):
-        if pred:
+        if threading.current_thread() is self.copier:
+            while barrier.phases % 2 == parity:
+                self.copied.release()
+                self.to_copy.acquire()
+            barrier.waited += 1
+        elif pred:
             self.arrive(barrier, parity)
 
     def copy(self, source, start, barrier, target, pred=True):
