@@ -45,7 +45,7 @@ ACROSS = gl.constexpr(5)  # windows of an image row of 64 tokens
 LOG2_E = math.log2(math.e)
 COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
 NO_KEY = gl.constexpr(-1e30)
-COPYING_REGISTERS = gl.constexpr(40)
+COPYING_REGISTERS = gl.constexpr(56)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
 
@@ -324,7 +324,8 @@ def _copy(
     for task in range(gl.program_id(0), total, gl.num_programs(0)):
         _, _, _, _, down, across = _window_of(task, HEADS, GH)
         for block in range(down * across):
-            mbarrier.wait(done, count & 1)
+            more = (task + gl.num_programs(0) < total) | (block + 1 < down * across)
+            mbarrier.wait(done, count & 1, pred=more)
             ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
             if (block == 0) & (turn > 0):
                 _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
@@ -367,7 +368,7 @@ def _multiply(
         terms = _terms(products, 0, 0, inverse_scale, OPERAND)
         wait_for_all()
         if COPIER:
-            mbarrier.arrive(done)
+            mbarrier.arrive(done)  # of two arrivals in turn, the later waits for what the copier does on the earlier
         else:
             ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
     count = 0  # of blocks
@@ -392,6 +393,7 @@ def _multiply(
             by = block // across
             bx = block % across
             last = block + 1 == blocks
+            more = (task + programs < total) | (block + 1 < blocks)
             if not EARLY_TERMS:
                 mbarrier.wait(q_ready, count & 1)
                 queries = q.load(OPERAND)
@@ -403,14 +405,12 @@ def _multiply(
             s_c = _start_scores(queries, terms, parts[2].index(k_slot), spreads[2], 16)
             s_a, s_b, s_c = warpgroup_mma_wait(0, [s_a, s_b, s_c])
             if EARLY_TERMS:
-                more = (task + programs < total) | (block + 1 < blocks)
                 mbarrier.wait(q_ready, (count + 1) & 1, pred=more)
                 queries = q.load(OPERAND)
-                products = _start_terms(queries, tables)
             # Every warp has its queries, has read the keys and, in a first block, the values of the window before.
             wait_for_all()
             if COPIER:
-                mbarrier.arrive(done)
+                mbarrier.arrive(done, pred=more)
             else:
                 ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
                 if STAGES > 2:
@@ -423,10 +423,10 @@ def _multiply(
                 s_a, s_b, s_c, values, ready.index(v_slot), v_phase, scale_log2, EARLY_SUMS, SUM, OPERAND
             )
             if EARLY_TERMS:
-                products = warpgroup_mma_wait(3, [products])
-                following = gl.where(last, 0, block + 1)
-                terms = _terms(products, following // across, following % across, inverse_scale, OPERAND)
-            acc = warpgroup_mma_wait(0, [acc])
+                products = _start_terms(queries, tables)
+                acc = warpgroup_mma_wait(1, [acc])
+            else:
+                acc = warpgroup_mma_wait(0, [acc])
             starts = out + image.to(gl.int64) * (GH * 64 * HEADS * 64) + head * 64
             y = y0 + by * 8
             x = x0 + bx * 8
@@ -434,6 +434,10 @@ def _multiply(
             columns_left = gl.minimum(SIDE - bx * 8, 64 - x)
             columns = gl.arange(0, 64, gl.SliceLayout(0, STORED))
             _store(acc * inverse[:, None], starts, y, x, columns, rows_left, columns_left, STORED, HEADS, 64)
+            if EARLY_TERMS:
+                products = warpgroup_mma_wait(0, [products])
+                following = gl.where(last, 0, block + 1)
+                terms = _terms(products, following // across, following % across, inverse_scale, OPERAND)
             count += 1
         if STAGES == 2 and not COPIER:
             wait_for_all()
@@ -441,7 +445,7 @@ def _multiply(
         turn += 1
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["total"])
 def hopper_window_kernel(
     b88, b84, b48, b82, b28, b44, b42, b24, tables_h, tables_w, qkv_bias, out, scale_log2, inverse_scale, total,
     HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
@@ -449,8 +453,8 @@ def hopper_window_kernel(
 ):  # fmt: skip
     """As many programs, of one warpgroup, as run at a time; `total` is images times windows times heads, heads fastest.
 
-    COPIER: a warp of its own copies, with three slots. EARLY_TERMS: terms of the next block are computed while this
-    one's weights are. EARLY_SUMS: the weights of part a are multiplied while those of b and c are exponentiated.
+    COPIER: a warp of its own copies, with three slots. EARLY_TERMS: terms of the next block are computed right after
+    this one's sums. EARLY_SUMS: the weights of part a are multiplied while those of b and c are exponentiated.
     WIDE_STORES: 16 bytes a thread.
     """
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
@@ -499,7 +503,7 @@ def hopper_window_kernel(
                 (_copy, (boxes, q, parts, q_ready, ready, done, total, HEADS, GH, STAGES, EARLY_TERMS)),
             ],
             [1],
-            [COPYING_REGISTERS],
+            [40 if EARLY_TERMS else COPYING_REGISTERS],
         )  # fmt: skip
     else:
         _multiply(

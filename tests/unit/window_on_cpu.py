@@ -101,13 +101,17 @@ class WindowMachine(Machine):
         if self.failure:
             raise self.failure
 
-    def finish(self, barrier):
+    def finish(self, barrier, pred=True):
+        if not pred:
+            return
         assert barrier.phases == barrier.waited, "nobody has waited for what was done before"
         barrier.phases += 1
         self.let_copy()
 
     def wait_for(self, barrier, parity, pred=True):
         if threading.current_thread() is self.copier:
+            if not pred:
+                return
             while barrier.phases % 2 == parity:
                 self.copied.release()
                 self.to_copy.acquire()
