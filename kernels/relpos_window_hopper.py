@@ -46,6 +46,7 @@ LOG2_E = math.log2(math.e)
 COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
 NO_KEY = gl.constexpr(-1e30)
 COPYING_REGISTERS = gl.constexpr(56)
+COPYING_REGISTERS_EARLY = gl.constexpr(40)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
 
@@ -103,58 +104,75 @@ def _window_of(task, HEADS: gl.constexpr, GH: gl.constexpr):
 
 
 @gluon.jit
-def _fetch_queries(b88, q, q_ready, task, block, total, HEADS: gl.constexpr, GH: gl.constexpr):
-    """Starts the copy of a block of queries; returns the next block."""
+def _fetch_box(
+    boxes, index: gl.constexpr, ready, image, y, x, column, side, narrow_side,
+    START: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, wanted, D1: gl.constexpr,
+):  # fmt: skip
+    """Starts the copy of a box of tokens to rows START... of one side of a product."""
     CUBE: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=4)
+    NARROW_CUBE: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=4)
+    target = side.slice(START, ROWS * COLUMNS)._reinterpret(gl.bfloat16, [1, ROWS, COLUMNS, 64], CUBE)
+    tma.async_copy_global_to_shared(boxes[index], [image, y, x, column], ready, target, pred=wanted)
+    if D1 > 0:
+        target = narrow_side.slice(START, ROWS * COLUMNS)._reinterpret(gl.bfloat16, [1, ROWS, COLUMNS, D1], NARROW_CUBE)
+        tma.async_copy_global_to_shared(boxes[8 + index], [image, y, x, column + 64], ready, target, pred=wanted)
+
+
+@gluon.jit
+def _fetch_queries(
+    boxes, q, q_ready, task, block, total, HEADS: gl.constexpr, GH: gl.constexpr, D1: gl.constexpr
+):  # fmt: skip
+    """Starts the copy of a block of queries; returns the next block."""
     image, head, y0, x0, down, across = _window_of(task, HEADS, GH)
     y = y0 + block // across * 8
     x = x0 + block % across * 8
     wanted = task < total
-    mbarrier.expect(q_ready, 64 * 64 * 2, pred=wanted)
-    target = q._reinterpret(gl.bfloat16, [1, 8, 8, 64], CUBE)
-    tma.async_copy_global_to_shared(b88, [image, y, x, head * 64], q_ready, target, pred=wanted)
+    mbarrier.expect(q_ready, 64 * (64 + D1) * 2, pred=wanted)
+    _fetch_box(boxes, 0, q_ready, image, y, x, head * (64 + D1), q[0], q[1], 0, 8, 8, wanted, D1)
     last = (block + 1 == down * across).to(gl.int32)
     return task + last * gl.num_programs(0), (block + 1) * (1 - last)
 
 
 @gluon.jit
-def _fetch_box(
-    box, ready, image, y, x, column, part, START: gl.constexpr, ROWS: gl.constexpr, COLUMNS: gl.constexpr, wanted
-):  # fmt: skip
-    CUBE: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=4)
-    target = part.slice(START, ROWS * COLUMNS)._reinterpret(gl.bfloat16, [1, ROWS, COLUMNS, 64], CUBE)
-    tma.async_copy_global_to_shared(box, [image, y, x, column], ready, target, pred=wanted)
+def _side(parts, slot):
+    """Parts a, b and c of keys or values, then the narrow ones."""
+    return (
+        parts[0].index(slot),
+        parts[1].index(slot),
+        parts[2].index(slot),
+        parts[3].index(slot),
+        parts[4].index(slot),
+        parts[5].index(slot),
+    )
 
 
 @gluon.jit
-def _fetch_side(boxes, parts, ready, item, total, HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr):
+def _fetch_side(
+    boxes, parts, ready, item, total, HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr
+):  # fmt: skip
     """Starts the copy of a window's keys (even items) or values into their slot of the ring."""
     task = gl.program_id(0) + item // 2 * gl.num_programs(0)
     wanted = task < total
     image, head, y, x, _, _ = _window_of(task, HEADS, GH)
-    column = ((1 + item % 2) * HEADS + head) * 64
+    column = ((1 + item % 2) * HEADS + head) * (64 + D1)
     slot = item % STAGES
     bar = ready.index(slot)
-    a = parts[0].index(slot)
-    b = parts[1].index(slot)
-    c = parts[2].index(slot)
-    mbarrier.expect(bar, COPIED * 64 * 2, pred=wanted)
-    _fetch_box(boxes[0], bar, image, y, x, column, a, 0, 8, 8, wanted)
-    _fetch_box(boxes[1], bar, image, y, x + 8, column, a, 64, 8, 4, wanted)
-    _fetch_box(boxes[2], bar, image, y + 8, x, column, a, 96, 4, 8, wanted)
-    _fetch_box(boxes[3], bar, image, y, x + 12, column, b, 0, 8, 2, wanted)
-    _fetch_box(boxes[4], bar, image, y + 12, x, column, b, 16, 2, 8, wanted)
-    _fetch_box(boxes[5], bar, image, y + 8, x + 8, column, b, 32, 4, 4, wanted)
-    _fetch_box(boxes[6], bar, image, y + 8, x + 12, column, b, 48, 4, 2, wanted)
-    _fetch_box(boxes[7], bar, image, y + 12, x + 8, column, b, 56, 2, 4, wanted)
-    _fetch_box(boxes[7], bar, image, y + 12, x + 10, column, c, 0, 2, 4, wanted)
+    a, b, c, a1, b1, c1 = _side(parts, slot)
+    mbarrier.expect(bar, COPIED * (64 + D1) * 2, pred=wanted)
+    _fetch_box(boxes, 0, bar, image, y, x, column, a, a1, 0, 8, 8, wanted, D1)
+    _fetch_box(boxes, 1, bar, image, y, x + 8, column, a, a1, 64, 8, 4, wanted, D1)
+    _fetch_box(boxes, 2, bar, image, y + 8, x, column, a, a1, 96, 4, 8, wanted, D1)
+    _fetch_box(boxes, 3, bar, image, y, x + 12, column, b, b1, 0, 8, 2, wanted, D1)
+    _fetch_box(boxes, 4, bar, image, y + 12, x, column, b, b1, 16, 2, 8, wanted, D1)
+    _fetch_box(boxes, 5, bar, image, y + 8, x + 8, column, b, b1, 32, 4, 4, wanted, D1)
+    _fetch_box(boxes, 6, bar, image, y + 8, x + 12, column, b, b1, 48, 4, 2, wanted, D1)
+    _fetch_box(boxes, 7, bar, image, y + 12, x + 8, column, b, b1, 56, 2, 4, wanted, D1)
+    _fetch_box(boxes, 7, bar, image, y + 12, x + 10, column, c, c1, 0, 2, 4, wanted, D1)
 
 
 @gluon.jit
-def _pad_side(parts, slot, bias, right, bottom, D: gl.constexpr, ROWS: gl.constexpr):
+def _pad_parts(a, b, c, bias, right, bottom, D: gl.constexpr, ROWS: gl.constexpr):
     """Overwrites keys or values beyond the grid with their bias [D]."""
-    a = parts[0].index(slot)
-    b = parts[1].index(slot)
     values = gl.load(bias + gl.arange(0, D, gl.SliceLayout(0, ROWS)))[None, :]
     padded = gl.zeros([32, D], gl.bfloat16, ROWS) + values
     half = gl.zeros([16, D], gl.bfloat16, ROWS) + values
@@ -166,7 +184,17 @@ def _pad_side(parts, slot, bias, right, bottom, D: gl.constexpr, ROWS: gl.conste
         b.slice(16, 16).store(half)
     b.slice(32, 32).store(padded)
     rows = gl.arange(0, 16, gl.SliceLayout(1, ROWS))[:, None]
-    parts[2].index(slot).store(gl.where(rows < 8, half, 0.0))
+    c.store(gl.where(rows < 8, half, 0.0))
+
+
+@gluon.jit
+def _pad_side(parts, slot, bias, right, bottom, D1: gl.constexpr):
+    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    NARROW_ROWS: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    a, b, c, a1, b1, c1 = _side(parts, slot)
+    _pad_parts(a, b, c, bias, right, bottom, 64, ROWS)
+    if D1 > 0:
+        _pad_parts(a1, b1, c1, bias + 64, right, bottom, D1, NARROW_ROWS)
 
 
 @gluon.jit
@@ -231,9 +259,23 @@ def _split(terms):
 
 
 @gluon.jit
-def _start_terms(q, table):
+def _load(q, D1: gl.constexpr, OPERAND: gl.constexpr):
+    """A block of queries, and what is left of them beside 64 columns."""
+    queries = q[0].load(OPERAND)
+    narrow = queries
+    if D1 > 0:
+        narrow = q[1].load(OPERAND)
+    return queries, narrow
+
+
+@gluon.jit
+def _start_terms(queries, narrow, tables, D1: gl.constexpr):
     TERMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    return warpgroup_mma(q, table.permute((1, 0)), gl.zeros([64, 64], gl.float32, TERMS), use_acc=False, is_async=True)
+    zero = gl.zeros([64, 64], gl.float32, TERMS)
+    terms = warpgroup_mma(queries, tables[0].permute((1, 0)), zero, use_acc=False, is_async=True)
+    if D1 > 0:
+        terms = warpgroup_mma(narrow, tables[1].permute((1, 0)), terms, is_async=True)
+    return terms
 
 
 @gluon.jit
@@ -251,11 +293,14 @@ def _terms(products, by, bx, inverse_scale, OPERAND: gl.constexpr):
 
 
 @gluon.jit
-def _start_scores(q, terms, keys, spread, COUNT: gl.constexpr):
+def _start_scores(queries, narrow, terms, keys, narrow_keys, spread, COUNT: gl.constexpr, D1: gl.constexpr):
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COUNT, 16])
     zero = gl.zeros([64, COUNT], gl.float32, LAYOUT)
     s = warpgroup_mma(terms, spread.permute((1, 0)), zero, use_acc=False, is_async=True)
-    return warpgroup_mma(q, keys.permute((1, 0)), s, is_async=True)
+    s = warpgroup_mma(queries, keys.permute((1, 0)), s, is_async=True)
+    if D1 > 0:
+        s = warpgroup_mma(narrow, narrow_keys.permute((1, 0)), s, is_async=True)
+    return s
 
 
 @gluon.jit
@@ -271,79 +316,104 @@ def _weights(s, highest, scale_log2, COUNT: gl.constexpr, OPERAND: gl.constexpr)
 
 
 @gluon.jit
-def _store(acc, out, y, x, columns, rows_left, columns_left, LAYOUT: gl.constexpr, HEADS: gl.constexpr, D: gl.constexpr):
+def _store(
+    acc, inverse, out, y, x, rows_left, columns_left, LAYOUT: gl.constexpr, HEADS: gl.constexpr,
+    D: gl.constexpr, FIRST: gl.constexpr, WIDTH: gl.constexpr,
+):  # fmt: skip
+    """Stores columns FIRST... of a block of the output."""
     i = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
+    columns = FIRST + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
     token = (y + i // 8) * 64 + x + i % 8
     real = (i // 8 < rows_left) & (i % 8 < columns_left)
-    values = gl.convert_layout(acc.to(out.dtype.element_ty), LAYOUT)
+    inverse = gl.convert_layout(inverse, gl.SliceLayout(1, acc.type.layout))
+    values = gl.convert_layout((acc * inverse[:, None]).to(out.dtype.element_ty), LAYOUT)
     gl.store(out + token[:, None] * (HEADS * D) + columns[None, :], values, mask=real[:, None])
+
+
+@gluon.jit
+def _start_part(p, values, narrow_values, acc, acc1, use_acc: gl.constexpr, D1: gl.constexpr):
+    acc = warpgroup_mma(p, values, acc, use_acc=use_acc, is_async=True)
+    if D1 > 0:
+        acc1 = warpgroup_mma(p, narrow_values, acc1, use_acc=use_acc, is_async=True)
+    return acc, acc1
 
 
 @gluon.jit
 def _start_sum(
     s_a, s_b, s_c, values, value_ready, phase, scale_log2,
-    EARLY_SUMS: gl.constexpr, SUM: gl.constexpr, OPERAND: gl.constexpr,
+    EARLY_SUMS: gl.constexpr, SUM: gl.constexpr, SUM1: gl.constexpr, OPERAND: gl.constexpr, D1: gl.constexpr,
 ):  # fmt: skip
     """Starts the products of weights and values; also what to multiply them with."""
+    v_a, v_b, v_c, v_a1, v_b1, v_c1 = values
     highest = _highest(s_a, 128)
     highest = gl.maximum(highest, _like(_highest(s_b, 64), highest))
     highest = gl.maximum(highest, _like(_highest(s_c, 16), highest))
     highest = gl.max(highest, 1) * scale_log2
     p_a, sums = _weights(s_a, highest, scale_log2, 128, OPERAND)
     acc = gl.zeros([64, 64], gl.float32, SUM)
+    acc1 = acc
+    if D1 > 0:
+        acc1 = gl.zeros([64, D1], gl.float32, SUM1)
     if EARLY_SUMS:
         mbarrier.wait(value_ready, phase)
-        acc = warpgroup_mma(p_a, values[0], acc, use_acc=False, is_async=True)
+        acc, acc1 = _start_part(p_a, v_a, v_a1, acc, acc1, False, D1)
     p_b, sums_b = _weights(s_b, highest, scale_log2, 64, OPERAND)
     p_c, sums_c = _weights(s_c, highest, scale_log2, 16, OPERAND)
     if not EARLY_SUMS:
         mbarrier.wait(value_ready, phase)
-        acc = warpgroup_mma(p_a, values[0], acc, use_acc=False, is_async=True)
-    acc = warpgroup_mma(p_b, values[1], acc, is_async=True)
-    acc = warpgroup_mma(p_c, values[2], acc, is_async=True)
+        acc, acc1 = _start_part(p_a, v_a, v_a1, acc, acc1, False, D1)
+    acc, acc1 = _start_part(p_b, v_b, v_b1, acc, acc1, True, D1)
+    acc, acc1 = _start_part(p_c, v_c, v_c1, acc, acc1, True, D1)
     sums += _like(sums_b, sums)
     sums += _like(sums_c, sums)
-    return acc, 1.0 / gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, SUM))
+    return acc, acc1, 1.0 / gl.sum(sums, 1)
 
 
 @gluon.jit
 def _copy(
-    boxes, q, parts, q_ready, ready, done, total,
-    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, EARLY_TERMS: gl.constexpr,
+    boxes, q, parts, q_ready, ready, done, values_done, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, EARLY_TERMS: gl.constexpr,
 ):  # fmt: skip
-    """What a warp of its own does: all copies, in the order in which `_multiply` gives slots back, once a block."""
-    ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, gl.program_id(0), 0, total, HEADS, GH)
+    """What a warp of its own does: all copies, in the order in which `_multiply` gives slots back."""
+    ahead, ahead_block = _fetch_queries(boxes, q, q_ready, gl.program_id(0), 0, total, HEADS, GH, D1)
     for item in gl.static_range(STAGES):
-        _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
+        _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES, D1)
     count = 0
     if EARLY_TERMS:
         mbarrier.wait(done, 0)
-        ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
+        ahead, ahead_block = _fetch_queries(boxes, q, q_ready, ahead, ahead_block, total, HEADS, GH, D1)
         count = 1
     turn = 0
     for task in range(gl.program_id(0), total, gl.num_programs(0)):
         _, _, _, _, down, across = _window_of(task, HEADS, GH)
+        more_windows = task + gl.num_programs(0) < total
         for block in range(down * across):
-            more = (task + gl.num_programs(0) < total) | (block + 1 < down * across)
+            more = more_windows | (block + 1 < down * across)
             mbarrier.wait(done, count & 1, pred=more)
-            ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
-            if (block == 0) & (turn > 0):
-                _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
+            ahead, ahead_block = _fetch_queries(boxes, q, q_ready, ahead, ahead_block, total, HEADS, GH, D1)
+            if STAGES > 2:
+                if (block == 0) & (turn > 0):
+                    _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES, D1)
             if block + 1 == down * across:
-                _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
+                _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES, D1)
             count += 1
+        if STAGES == 2:
+            mbarrier.wait(values_done, turn & 1, pred=more_windows)
+            _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES, D1)
         turn += 1
 
 
 @gluon.jit
 def _multiply(
-    boxes, q, parts, spreads, tables, q_ready, ready, done, qkv_bias, out, scale_log2, inverse_scale, total,
-    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    boxes, q, parts, spreads, tables, q_ready, ready, done, values_done, qkv_bias, out,
+    scale_log2, inverse_scale, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
     COPIER: gl.constexpr, EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
 ):  # fmt: skip
+    D: gl.constexpr = 64 + D1
     SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    SUM1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 16])
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, SUM, 2)
-    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     STORED_WIDE: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]],
         [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
@@ -357,20 +427,20 @@ def _multiply(
     ahead = first
     ahead_block = 0
     if not COPIER:
-        ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, first, 0, total, HEADS, GH)
+        ahead, ahead_block = _fetch_queries(boxes, q, q_ready, first, 0, total, HEADS, GH, D1)
         for item in gl.static_range(STAGES):
-            _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES)
+            _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES, D1)
     if EARLY_TERMS:
         mbarrier.wait(q_ready, 0)
-        queries = q.load(OPERAND)
-        products = _start_terms(queries, tables)
+        queries, narrow = _load(q, D1, OPERAND)
+        products = _start_terms(queries, narrow, tables, D1)
         products = warpgroup_mma_wait(0, [products])
         terms = _terms(products, 0, 0, inverse_scale, OPERAND)
         wait_for_all()
         if COPIER:
-            mbarrier.arrive(done)  # of two arrivals in turn, the later waits for what the copier does on the earlier
+            mbarrier.arrive(done)
         else:
-            ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
+            ahead, ahead_block = _fetch_queries(boxes, q, q_ready, ahead, ahead_block, total, HEADS, GH, D1)
     count = 0  # of blocks
     turn = 0  # of windows
     for task in range(first, total, programs):
@@ -383,11 +453,12 @@ def _multiply(
         bottom = y0 + SIDE > GH
         if right | bottom:
             mbarrier.wait(ready.index(v_slot), v_phase)
-            _pad_side(parts, k_slot, qkv_bias + (HEADS + head) * 64, right, bottom, 64, ROWS)
-            _pad_side(parts, v_slot, qkv_bias + (2 * HEADS + head) * 64, right, bottom, 64, ROWS)
+            _pad_side(parts, k_slot, qkv_bias + (HEADS + head) * D, right, bottom, D1)
+            _pad_side(parts, v_slot, qkv_bias + (2 * HEADS + head) * D, right, bottom, D1)
             fence_async_shared()
             wait_for_all()
-        values = (parts[0].index(v_slot), parts[1].index(v_slot), parts[2].index(v_slot))
+        k_a, k_b, k_c, k_a1, k_b1, k_c1 = _side(parts, k_slot)
+        values = _side(parts, v_slot)
         blocks = down * across
         for block in range(blocks):
             by = block // across
@@ -396,77 +467,99 @@ def _multiply(
             more = (task + programs < total) | (block + 1 < blocks)
             if not EARLY_TERMS:
                 mbarrier.wait(q_ready, count & 1)
-                queries = q.load(OPERAND)
-                products = _start_terms(queries, tables)
+                queries, narrow = _load(q, D1, OPERAND)
+                products = _start_terms(queries, narrow, tables, D1)
                 products = warpgroup_mma_wait(0, [products])
                 terms = _terms(products, by, bx, inverse_scale, OPERAND)
-            s_a = _start_scores(queries, terms, parts[0].index(k_slot), spreads[0], 128)
-            s_b = _start_scores(queries, terms, parts[1].index(k_slot), spreads[1], 64)
-            s_c = _start_scores(queries, terms, parts[2].index(k_slot), spreads[2], 16)
+            s_a = _start_scores(queries, narrow, terms, k_a, k_a1, spreads[0], 128, D1)
+            s_b = _start_scores(queries, narrow, terms, k_b, k_b1, spreads[1], 64, D1)
+            s_c = _start_scores(queries, narrow, terms, k_c, k_c1, spreads[2], 16, D1)
             s_a, s_b, s_c = warpgroup_mma_wait(0, [s_a, s_b, s_c])
             if EARLY_TERMS:
                 mbarrier.wait(q_ready, (count + 1) & 1, pred=more)
-                queries = q.load(OPERAND)
+                queries, narrow = _load(q, D1, OPERAND)
             # Every warp has its queries, has read the keys and, in a first block, the values of the window before.
             wait_for_all()
             if COPIER:
                 mbarrier.arrive(done, pred=more)
             else:
-                ahead, ahead_block = _fetch_queries(boxes[0], q, q_ready, ahead, ahead_block, total, HEADS, GH)
+                ahead, ahead_block = _fetch_queries(boxes, q, q_ready, ahead, ahead_block, total, HEADS, GH, D1)
                 if STAGES > 2:
                     if (block == 0) & (turn > 0):
-                        _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES)
+                        _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES, D1)
                 if last:
-                    _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES)
+                    _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES, D1)
 
-            acc, inverse = _start_sum(
-                s_a, s_b, s_c, values, ready.index(v_slot), v_phase, scale_log2, EARLY_SUMS, SUM, OPERAND
+            acc, acc1, inverse = _start_sum(
+                s_a, s_b, s_c, values, ready.index(v_slot), v_phase, scale_log2, EARLY_SUMS, SUM, SUM1, OPERAND, D1
             )
             if EARLY_TERMS:
-                products = _start_terms(queries, tables)
-                acc = warpgroup_mma_wait(1, [acc])
+                products = _start_terms(queries, narrow, tables, D1)
+            pending: gl.constexpr = (1 + (D1 > 0)) * EARLY_TERMS
+            if D1 > 0:
+                acc, acc1 = warpgroup_mma_wait(pending, [acc, acc1])
             else:
-                acc = warpgroup_mma_wait(0, [acc])
-            starts = out + image.to(gl.int64) * (GH * 64 * HEADS * 64) + head * 64
+                acc = warpgroup_mma_wait(pending, [acc])
+            starts = out + image.to(gl.int64) * (GH * 64 * HEADS * D) + head * D
             y = y0 + by * 8
             x = x0 + bx * 8
             rows_left = gl.minimum(SIDE - by * 8, GH - y)
             columns_left = gl.minimum(SIDE - bx * 8, 64 - x)
-            columns = gl.arange(0, 64, gl.SliceLayout(0, STORED))
-            _store(acc * inverse[:, None], starts, y, x, columns, rows_left, columns_left, STORED, HEADS, 64)
+            _store(acc, inverse, starts, y, x, rows_left, columns_left, STORED, HEADS, D, 0, 64)
+            if D1 > 0:
+                _store(acc1, inverse, starts, y, x, rows_left, columns_left, SUM1, HEADS, D, 64, D1)
             if EARLY_TERMS:
                 products = warpgroup_mma_wait(0, [products])
                 following = gl.where(last, 0, block + 1)
                 terms = _terms(products, following // across, following % across, inverse_scale, OPERAND)
             count += 1
-        if STAGES == 2 and not COPIER:
+        if STAGES == 2:
             wait_for_all()
-            _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES)
+            if COPIER:
+                mbarrier.arrive(values_done, pred=task + programs < total)
+            else:
+                _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES, D1)
         turn += 1
 
 
 @gluon.jit(do_not_specialize=["total"])
 def hopper_window_kernel(
-    b88, b84, b48, b82, b28, b44, b42, b24, tables_h, tables_w, qkv_bias, out, scale_log2, inverse_scale, total,
-    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr,
+    b88, b84, b48, b82, b28, b44, b42, b24, tables_h, tables_w,
+    n88, n84, n48, n82, n28, n44, n42, n24, narrow_h, narrow_w,
+    qkv_bias, out, scale_log2, inverse_scale, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
     COPIER: gl.constexpr, EARLY_TERMS: gl.constexpr, EARLY_SUMS: gl.constexpr, WIDE_STORES: gl.constexpr,
 ):  # fmt: skip
     """As many programs, of one warpgroup, as run at a time; `total` is images times windows times heads, heads fastest.
 
-    COPIER: a warp of its own copies, with three slots. EARLY_TERMS: terms of the next block are computed right after
-    this one's sums. EARLY_SUMS: the weights of part a are multiplied while those of b and c are exponentiated.
-    WIDE_STORES: 16 bytes a thread.
+    D1: columns of a head beside 64, 0 or 16; without any, the narrow sources are None. COPIER: a warp of its own
+    copies. EARLY_TERMS: terms of the next block are computed right after this one's sums. EARLY_SUMS: the weights of
+    part a are multiplied while those of b and c are exponentiated. WIDE_STORES: 16 bytes a thread.
     """
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 16)
+    NARROW: gl.constexpr = gl.NVMMASharedLayout(32, 16)
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
-    q = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)
-    tables = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)  # of rows, then of columns, 27 each and zeros
-    parts = (
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, 64], WIDE),
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], WIDE),
-        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 16, 64], WIDE),
-    )
+    NARROW_ROWS: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    q0 = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)
+    table0 = gl.allocate_shared_memory(gl.bfloat16, [64, 64], WIDE)  # of rows, then of columns, 27 each and zeros
+    a0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, 64], WIDE)
+    b0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], WIDE)
+    c0 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 16, 64], WIDE)
+    if D1 > 0:
+        q1 = gl.allocate_shared_memory(gl.bfloat16, [64, D1], NARROW)
+        table1 = gl.allocate_shared_memory(gl.bfloat16, [64, D1], NARROW)
+        a1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 128, D1], NARROW)
+        b1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, D1], NARROW)
+        c1 = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 16, D1], NARROW)
+        boxes = (b88, b84, b48, b82, b28, b44, b42, b24, n88, n84, n48, n82, n28, n44, n42, n24)
+        parts = (a0, b0, c0, a1, b1, c1)
+        q = (q0, q1)
+        tables = (table0, table1)
+    else:
+        boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
+        parts = (a0, b0, c0, a0, b0, c0)
+        q = (q0, q0)
+        tables = (table0, table0)
     spreads = (
         gl.allocate_shared_memory(gl.bfloat16, [128, 32], gl.NVMMASharedLayout(64, 16)),
         gl.allocate_shared_memory(gl.bfloat16, [64, 32], gl.NVMMASharedLayout(64, 16)),
@@ -474,20 +567,27 @@ def hopper_window_kernel(
     )
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     tables_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    values_done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(ready.index(slot), count=1)
-        parts[2].index(slot).store(gl.zeros([16, 64], gl.bfloat16, ROWS))
+        c0.index(slot).store(gl.zeros([16, 64], gl.bfloat16, ROWS))
+        if D1 > 0:
+            c1.index(slot).store(gl.zeros([16, D1], gl.bfloat16, NARROW_ROWS))
     mbarrier.init(q_ready, count=1)
-    mbarrier.init(done, count=1)
     mbarrier.init(tables_ready, count=1)
+    mbarrier.init(done, count=1)
+    mbarrier.init(values_done, count=1)
     _spread(spreads[0], spreads[1], spreads[2])
     fence_async_shared()
     wait_for_all()
-    mbarrier.expect(tables_ready, 64 * 64 * 2)
-    tma.async_copy_global_to_shared(tables_h, [0, 0], tables_ready, tables.slice(0, 32))
-    tma.async_copy_global_to_shared(tables_w, [0, 0], tables_ready, tables.slice(32, 32))
+    mbarrier.expect(tables_ready, 64 * (64 + D1) * 2)
+    tma.async_copy_global_to_shared(tables_h, [0, 0], tables_ready, table0.slice(0, 32))
+    tma.async_copy_global_to_shared(tables_w, [0, 0], tables_ready, table0.slice(32, 32))
+    if D1 > 0:
+        tma.async_copy_global_to_shared(narrow_h, [0, 64], tables_ready, table1.slice(0, 32))
+        tma.async_copy_global_to_shared(narrow_w, [0, 64], tables_ready, table1.slice(32, 32))
     mbarrier.wait(tables_ready, 0)
     if COPIER:
         gl.warp_specialize(
@@ -495,28 +595,35 @@ def hopper_window_kernel(
                 (
                     _multiply,
                     (
-                        boxes, q, parts, spreads, tables, q_ready, ready, done, qkv_bias, out,
+                        boxes, q, parts, spreads, tables, q_ready, ready, done, values_done, qkv_bias, out,
                         scale_log2, inverse_scale, total,
-                        HEADS, GH, STAGES, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
+                        HEADS, GH, STAGES, D1, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
                     ),
                 ),
-                (_copy, (boxes, q, parts, q_ready, ready, done, total, HEADS, GH, STAGES, EARLY_TERMS)),
+                (
+                    _copy,
+                    (
+                        boxes, q, parts, q_ready, ready, done, values_done, total,
+                        HEADS, GH, STAGES, D1, EARLY_TERMS,
+                    ),
+                ),
             ],
             [1],
-            [40 if EARLY_TERMS else COPYING_REGISTERS],
+            [COPYING_REGISTERS_EARLY if EARLY_TERMS else COPYING_REGISTERS],
         )  # fmt: skip
     else:
         _multiply(
-            boxes, q, parts, spreads, tables, q_ready, ready, done, qkv_bias, out,
+            boxes, q, parts, spreads, tables, q_ready, ready, done, values_done, qkv_bias, out,
             scale_log2, inverse_scale, total,
-            HEADS, GH, STAGES, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
+            HEADS, GH, STAGES, D1, COPIER, EARLY_TERMS, EARLY_SUMS, WIDE_STORES,
         )  # fmt: skip
 
 
 def suits_window(qkv: torch.Tensor, grid: tuple[int, int], tile: Tile) -> bool:
-    """Whether this kernel takes these inputs: heads of 64, windows with 8 or 14 real rows, slots for both sides."""
-    fits = (tile.block_m, tile.num_warps, qkv.shape[-1]) == (64, 4, 64) and tile.num_stages in (2, 3)
-    return fits and grid[0] % SIDE.value in (0, 8) and takes(qkv, grid)
+    """Whether this kernel takes these inputs: windows with 8 or 14 real rows, slots for both sides."""
+    slots_fit = 2 <= tile.num_stages <= (3 if qkv.shape[-1] == 64 else 2)
+    fits = (tile.block_m, tile.num_warps) == (64, 4) and slots_fit and grid[0] % SIDE.value in (0, 8)
+    return fits and takes(qkv, grid)
 
 
 def launch_window(
@@ -528,20 +635,26 @@ def launch_window(
     gh: int,
     scale: float,
     tile: Tile,
-    variant: tuple[bool, bool, bool, bool] = (False, False, True, True),
+    variant: tuple[bool, bool, bool, bool] = (True, False, True, True),
 ) -> None:
     """Fills `out`, by two programs a multiprocessor. `variant`: what `hopper_window_kernel` has choices for."""
     batch, _, _, heads, d = qkv.shape
     step = qkv.stride(1)
-    grid = qkv.as_strided((batch, gh, 64, 3 * heads * d), (qkv.stride(0), 64 * step, step, 1))
-    cube = gl.NVMMASharedLayout(128, 16, rank=4)
-    boxes = [TensorDescriptor.from_tensor(grid, [1, rows, columns, 64], cube) for rows, columns in BOXES]
-    tables = [describe(table, 32, 64) for table in (rel_pos_h, rel_pos_w)]
+    tokens = qkv.as_strided((batch, gh, 64, 3 * heads * d), (qkv.stride(0), 64 * step, step, 1))
+    sources: list[TensorDescriptor | None] = []
+    for width in (64, d - 64):
+        if not width:
+            sources += [None] * (len(BOXES) + 2)
+            continue
+        cube = gl.NVMMASharedLayout(2 * width, 16, rank=4)
+        sources += [TensorDescriptor.from_tensor(tokens, [1, rows, columns, width], cube) for rows, columns in BOXES]
+        sources += [describe(table, 32, width) for table in (rel_pos_h, rel_pos_w)]
     total = batch * heads * triton.cdiv(gh, SIDE.value) * ACROSS.value
     programs = 2 * torch.cuda.get_device_properties(qkv.device).multi_processor_count
+    copier, early_terms, early_sums, wide_stores = variant
     hopper_window_kernel[(min(total, programs),)](
-        *boxes, *tables, qkv_bias, out, scale * LOG2_E, 1 / scale, total,
-        HEADS=heads, GH=gh, STAGES=tile.num_stages,
-        COPIER=variant[0], EARLY_TERMS=variant[1], EARLY_SUMS=variant[2], WIDE_STORES=variant[3],
-        num_warps=4, maxnreg=128 if variant[0] else tile.max_registers,
+        *sources, qkv_bias, out, scale * LOG2_E, 1 / scale, total,
+        HEADS=heads, GH=gh, STAGES=tile.num_stages, D1=d - 64,
+        COPIER=copier, EARLY_TERMS=early_terms, EARLY_SUMS=early_sums, WIDE_STORES=wide_stores,
+        num_warps=4, maxnreg=128 if copier else tile.max_registers,
     )  # fmt: skip

@@ -10,9 +10,13 @@ import window_on_cpu
 from splitsam.kernels.quantise_rows import FLOAT8
 from splitsam.kernels.relpos_window import window_attention_reference
 
-# Slots, then whether a warp copies, terms are early, sums are early, stores are wide.
-CASES = [(stages, (False, early, early, early)) for stages in (2, 3) for early in (False, True)]
-CASES += [(3, (True, early, early, early)) for early in (False, True)]
+# Of heads and slots, then whether a warp copies, terms are early, sums are early, stores are wide.
+CASES = [
+    (d, stages, (copier, early, early, early))
+    for d, stages in ((64, 2), (64, 3), (80, 2))
+    for copier in (False, True)
+    for early in (False, True)
+]
 
 
 def inputs(batch: int, gh: int, heads: int, d: int) -> list[torch.Tensor]:
@@ -29,10 +33,10 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize(("stages", "variant"), CASES)
+@pytest.mark.parametrize(("d", "stages", "variant"), CASES)
 @pytest.mark.parametrize(("batch", "gh", "heads", "programs"), [(1, 22, 1, 3), (2, 22, 2, 7), (1, 8, 1, 99), (1, 14, 1, 1)])
-def test_every_copy_and_product_is_waited_for(batch, gh, heads, programs, stages, variant) -> None:
-    tensors = inputs(batch, gh, heads, 64)
-    out = window_on_cpu.attention(*tensors, gh, 64**-0.5, programs, stages, variant)
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, programs, d, stages, variant) -> None:
+    tensors = inputs(batch, gh, heads, d)
+    out = window_on_cpu.attention(*tensors, gh, d**-0.5, programs, stages, variant)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()

@@ -12,7 +12,7 @@ from splitsam.kernels import relpos_window_hopper as hopper
 
 PARTS = (
     "_like", "_window_of", "_fetch_queries", "_fetch_box", "_fetch_side", "_pad_side", "_place", "_store_spread",
-    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_sum", "_copy", "_multiply",
+    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_part", "_start_sum", "_copy", "_multiply", "_side", "_pad_parts", "_load",
     "hopper_window_kernel",
 )  # fmt: skip
 
@@ -208,8 +208,8 @@ def attention(
     for program in range(min(programs, total)):
         machine = WindowMachine(program, min(programs, total))
         machine.functions()["hopper_window_kernel"](
-            *[grid] * len(hopper.BOXES), rel_pos_h, rel_pos_w, Pointer(qkv_bias), Pointer(out),
-            scale * 1.4426950408889634, 1 / scale, total, heads, gh, stages, *variant,
+            *([grid] * len(hopper.BOXES) + [rel_pos_h, rel_pos_w]) * 2, Pointer(qkv_bias), Pointer(out),
+            scale * 1.4426950408889634, 1 / scale, total, heads, gh, stages, d - 64, *variant,
         )  # fmt: skip
         assert not machine.in_flight
     return out
