@@ -45,7 +45,7 @@ ACROSS = gl.constexpr(5)  # windows of an image row of 64 tokens
 LOG2_E = math.log2(math.e)
 COPIED = gl.constexpr(200)  # keys and values of a window, four of them twice
 NO_KEY = gl.constexpr(-1e30)
-COPYING_REGISTERS = gl.constexpr(56)
+COPYING_REGISTERS = gl.constexpr(64)
 COPYING_REGISTERS_EARLY = gl.constexpr(40)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
@@ -147,15 +147,25 @@ def _side(parts, slot):
 
 
 @gluon.jit
+def _slot(turn, VALUES: gl.constexpr, STAGES: gl.constexpr):
+    """The slot and the phase of keys or values of a program's window: they take turns in the ring."""
+    if STAGES == 2:
+        return VALUES, turn & 1
+    else:
+        return (2 * turn + VALUES) % STAGES, (2 * turn + VALUES) // STAGES & 1
+
+
+@gluon.jit
 def _fetch_side(
-    boxes, parts, ready, item, total, HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr
+    boxes, parts, ready, turn, VALUES: gl.constexpr, total,
+    HEADS: gl.constexpr, GH: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
 ):  # fmt: skip
-    """Starts the copy of a window's keys (even items) or values into their slot of the ring."""
-    task = gl.program_id(0) + item // 2 * gl.num_programs(0)
+    """Starts the copy of a window's keys or values into their slot of the ring."""
+    task = gl.program_id(0) + turn * gl.num_programs(0)
     wanted = task < total
     image, head, y, x, _, _ = _window_of(task, HEADS, GH)
-    column = ((1 + item % 2) * HEADS + head) * (64 + D1)
-    slot = item % STAGES
+    column = ((1 + VALUES) * HEADS + head) * (64 + D1)
+    slot, _ = _slot(turn, VALUES, STAGES)
     bar = ready.index(slot)
     a, b, c, a1, b1, c1 = _side(parts, slot)
     mbarrier.expect(bar, COPIED * (64 + D1) * 2, pred=wanted)
@@ -377,7 +387,7 @@ def _copy(
     """What a warp of its own does: all copies, in the order in which `_multiply` gives slots back."""
     ahead, ahead_block = _fetch_queries(boxes, q, q_ready, gl.program_id(0), 0, total, HEADS, GH, D1)
     for item in gl.static_range(STAGES):
-        _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES, D1)
+        _fetch_side(boxes, parts, ready, item // 2, item % 2, total, HEADS, GH, STAGES, D1)
     count = 0
     if EARLY_TERMS:
         mbarrier.wait(done, 0)
@@ -393,13 +403,13 @@ def _copy(
             ahead, ahead_block = _fetch_queries(boxes, q, q_ready, ahead, ahead_block, total, HEADS, GH, D1)
             if STAGES > 2:
                 if (block == 0) & (turn > 0):
-                    _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES, D1)
+                    _fetch_side(boxes, parts, ready, turn + 1, 0, total, HEADS, GH, STAGES, D1)
             if block + 1 == down * across:
-                _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES, D1)
+                _fetch_side(boxes, parts, ready, turn + 1, STAGES - 2, total, HEADS, GH, STAGES, D1)
             count += 1
         if STAGES == 2:
             mbarrier.wait(values_done, turn & 1, pred=more_windows)
-            _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES, D1)
+            _fetch_side(boxes, parts, ready, turn + 1, 1, total, HEADS, GH, STAGES, D1)
         turn += 1
 
 
@@ -429,7 +439,7 @@ def _multiply(
     if not COPIER:
         ahead, ahead_block = _fetch_queries(boxes, q, q_ready, first, 0, total, HEADS, GH, D1)
         for item in gl.static_range(STAGES):
-            _fetch_side(boxes, parts, ready, item, total, HEADS, GH, STAGES, D1)
+            _fetch_side(boxes, parts, ready, item // 2, item % 2, total, HEADS, GH, STAGES, D1)
     if EARLY_TERMS:
         mbarrier.wait(q_ready, 0)
         queries, narrow = _load(q, D1, OPERAND)
@@ -445,10 +455,9 @@ def _multiply(
     turn = 0  # of windows
     for task in range(first, total, programs):
         image, head, y0, x0, down, across = _window_of(task, HEADS, GH)
-        k_slot = 2 * turn % STAGES
-        v_slot = (2 * turn + 1) % STAGES
-        v_phase = (2 * turn + 1) // STAGES & 1
-        mbarrier.wait(ready.index(k_slot), 2 * turn // STAGES & 1)
+        k_slot, k_phase = _slot(turn, 0, STAGES)
+        v_slot, v_phase = _slot(turn, 1, STAGES)
+        mbarrier.wait(ready.index(k_slot), k_phase)
         right = x0 + SIDE > 64
         bottom = y0 + SIDE > GH
         if right | bottom:
@@ -486,9 +495,9 @@ def _multiply(
                 ahead, ahead_block = _fetch_queries(boxes, q, q_ready, ahead, ahead_block, total, HEADS, GH, D1)
                 if STAGES > 2:
                     if (block == 0) & (turn > 0):
-                        _fetch_side(boxes, parts, ready, 2 * turn - 1 + STAGES, total, HEADS, GH, STAGES, D1)
+                        _fetch_side(boxes, parts, ready, turn + 1, 0, total, HEADS, GH, STAGES, D1)
                 if last:
-                    _fetch_side(boxes, parts, ready, 2 * turn + STAGES, total, HEADS, GH, STAGES, D1)
+                    _fetch_side(boxes, parts, ready, turn + 1, STAGES - 2, total, HEADS, GH, STAGES, D1)
 
             acc, acc1, inverse = _start_sum(
                 s_a, s_b, s_c, values, ready.index(v_slot), v_phase, scale_log2, EARLY_SUMS, SUM, SUM1, OPERAND, D1
@@ -518,7 +527,7 @@ def _multiply(
             if COPIER:
                 mbarrier.arrive(values_done, pred=task + programs < total)
             else:
-                _fetch_side(boxes, parts, ready, 2 * turn + 1 + STAGES, total, HEADS, GH, STAGES, D1)
+                _fetch_side(boxes, parts, ready, turn + 1, 1, total, HEADS, GH, STAGES, D1)
         turn += 1
 
 

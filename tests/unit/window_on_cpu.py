@@ -12,7 +12,7 @@ from splitsam.kernels import relpos_window_hopper as hopper
 
 PARTS = (
     "_like", "_window_of", "_fetch_queries", "_fetch_box", "_fetch_side", "_pad_side", "_place", "_store_spread",
-    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_part", "_start_sum", "_copy", "_multiply", "_side", "_pad_parts", "_load",
+    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_part", "_start_sum", "_copy", "_multiply", "_side", "_slot", "_pad_parts", "_load",
     "hopper_window_kernel",
 )  # fmt: skip
 
