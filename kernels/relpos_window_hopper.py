@@ -15,11 +15,13 @@ share it: `_skew`, two shuffles for 16 columns, in place of a trip through memor
 Windows at the right and the bottom edge have 8 rows or columns of tokens, so that their padded keys fill whole boxes.
 These are overwritten with the bias once they have arrived.
 
-Keys and values of a program's windows take turns in a ring of slots. With three, the next window's keys are copied while
-this one's are multiplied; with two, keys after the last product of keys, and values after the last of values.
+A program goes over windows, heads fastest; one warp copies, four multiply and exponentiate, and two programs share a
+multiprocessor, one exponentiating while the other multiplies. Keys and values take turns in a ring of slots. With
+three, the next window's keys are copied while this one's are multiplied; with two, as fit for heads of 80, keys after
+the last product of keys, and values after the last of values.
 """
 
-# ruff: noqa: N803, N806
+# ruff: noqa: N803, N806, RET505, SIM102, SIM113 (a kernel's branches and loops are not Python's)
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import math
@@ -50,9 +52,9 @@ COPYING_REGISTERS_EARLY = gl.constexpr(40)
 # Rows and columns of a box, in the order of the keys.
 BOXES = ((8, 8), (8, 4), (4, 8), (8, 2), (2, 8), (4, 4), (4, 2), (2, 4))
 
-# Of each query's 32 terms in four chunks of 8, those from its shift (0 to 15) on, in two. A register is a pair of terms;
-# the first and the second of each pair travel apart, as an odd shift wants them from different threads. Those of both
-# chunks go in one register: from which chunks, the sender knows, since four threads that share a query share its shift.
+# Of a query's 32 terms in four chunks of 8, those from its shift (0 to 15) on, in two. A register is a pair of terms.
+# The first and the second of each pair travel apart, as an odd shift wants them from different threads. Those of both
+# chunks go in one register: from which chunks, the sender knows, since the four threads of a query share its shift.
 TURN = gl.constexpr("""{
 .reg .b32 a, b, c, t, h, e, first, second, x, y;
 .reg .pred p;
@@ -565,7 +567,7 @@ def hopper_window_kernel(
         q = (q0, q1)
         tables = (table0, table1)
     else:
-        boxes = (b88, b84, b48, b82, b28, b44, b42, b24)
+        boxes = (b88, b84, b48, b82, b28, b44, b42, b24)  # type: ignore[assignment]
         parts = (a0, b0, c0, a0, b0, c0)
         q = (q0, q0)
         tables = (table0, table0)

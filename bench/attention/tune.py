@@ -41,6 +41,8 @@ CANDIDATES = {
         Tile(128, 8, 1),
         Tile(128, 8, 2),
         Tile(128, 8, 1, max_registers=128),
+        Tile(64, 4, 3, overlap=True),  # for heads of 64
+        Tile(64, 4, 2, overlap=True),
     ],
 }
 

@@ -22,8 +22,9 @@ Choices = dict[str, dict[str, dict[str, Any]]]
 class Tile:
     """How a kernel is cut up: query rows a program, warps, pipeline stages, TMA loads, a cap on registers.
 
-    With `overlap`, `relpos_hopper_64` computes what suits it with 128 query rows and an image row a stage, and
-    `relpos_hopper_80` with 64 and two image rows a stage, each with 4 warps.
+    With `overlap`, `relpos_hopper_64` computes what suits it with 128 query rows and an image row a stage,
+    `relpos_hopper_80` with 64 and two image rows a stage, `relpos_window_hopper` with 64 and a window's keys or values
+    a stage, each with 4 warps.
     """
 
     block_m: int

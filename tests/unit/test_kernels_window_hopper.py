@@ -23,6 +23,8 @@ CASES = [
     for early in (False, True)
 ]
 
+GRIDS = [(1, 22, 1, 3), (2, 22, 2, 7), (1, 8, 1, 99), (1, 14, 1, 1)]
+
 
 def inputs(batch: int, gh: int, heads: int, d: int) -> list[torch.Tensor]:
     torch.manual_seed(d + gh)
@@ -39,7 +41,7 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
 
 
 @pytest.mark.parametrize(("d", "stages", "variant"), CASES)
-@pytest.mark.parametrize(("batch", "gh", "heads", "programs"), [(1, 22, 1, 3), (2, 22, 2, 7), (1, 8, 1, 99), (1, 14, 1, 1)])
+@pytest.mark.parametrize(("batch", "gh", "heads", "programs"), GRIDS)
 def test_every_copy_and_product_is_waited_for(batch, gh, heads, programs, d, stages, variant) -> None:
     tensors = inputs(batch, gh, heads, d)
     out = window_on_cpu.attention(*tensors, gh, d**-0.5, programs, stages, variant)

@@ -11,10 +11,15 @@ from triton.language import constexpr
 from splitsam.kernels import relpos_window_hopper as hopper
 
 PARTS = (
-    "_like", "_window_of", "_fetch_queries", "_fetch_box", "_fetch_side", "_pad_side", "_place", "_store_spread",
-    "_spread", "_skew", "_split", "_start_terms", "_terms", "_start_scores", "_highest", "_weights", "_store", "_start_part", "_start_sum", "_copy", "_multiply", "_side", "_slot", "_pad_parts", "_load",
-    "hopper_window_kernel",
+    "_like", "_window_of", "_fetch_box", "_fetch_queries", "_side", "_slot", "_fetch_side", "_pad_parts", "_pad_side",
+    "_place", "_store_spread", "_spread", "_skew", "_split", "_load", "_start_terms", "_terms", "_start_scores",
+    "_highest", "_weights", "_store", "_start_part", "_start_sum", "_copy", "_multiply", "hopper_window_kernel",
 )  # fmt: skip
+LAYOUTS = (
+    "NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "NVMMASharedLayout", "BlockedLayout",
+    "DistributedLinearLayout",
+)  # fmt: skip
+VARIANT = (True, False, True, True)  # that `launch_window` has
 
 
 class Tensor(torch.Tensor):
@@ -49,7 +54,7 @@ class Window(Shared):
 class WindowMachine(Machine):
     def __init__(self, program: int, programs: int):
         super().__init__((program, 0, 0), programs)
-        for name in ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "NVMMASharedLayout", "BlockedLayout", "DistributedLinearLayout"):
+        for name in LAYOUTS:
             setattr(self.gl, name, lambda *_, **__: None)
         self.gl.num_programs = lambda _: torch.tensor(programs)
         self.gl.minimum = torch.minimum
@@ -83,7 +88,7 @@ class WindowMachine(Machine):
             self.to_copy.acquire()
             try:
                 copy(*to_copy)
-            except BaseException as failure:
+            except Exception as failure:  # noqa: BLE001 raised where the other part waits
                 self.failure = failure
             self.copied.release()
 
@@ -138,8 +143,7 @@ class WindowMachine(Machine):
 
 def _shuffle(values: torch.Tensor, lane: torch.Tensor, clamp: str, mask: str) -> torch.Tensor:
     assert (clamp, mask) == ("0x1c1f", "0xffffffff")  # of four neighbours, by all
-    threads = torch.arange(32)
-    return values[..., (threads & 28) | (lane & 3)] if lane.dim() == 1 else values.gather(-1, (threads & 28) | (lane & 3))
+    return values.gather(-1, (torch.arange(32) & 28) | (lane & 3))
 
 
 def _permute_bytes(a: torch.Tensor, b: torch.Tensor, selector: torch.Tensor) -> torch.Tensor:
@@ -150,7 +154,7 @@ def _permute_bytes(a: torch.Tensor, b: torch.Tensor, selector: torch.Tensor) -> 
 
 def run_asm(asm: str, constraints: str, arguments, dtypes, is_pure: bool, pack: int):
     """Of [64, 8] tensors in the layout of Hopper's sums: a thread has pairs of columns of two rows of a warp's 16."""
-    assert is_pure and pack == 2
+    assert (is_pure, pack) == (True, 2)
 
     def by_thread(values):  # [warp, upper or lower 8 rows, thread] of one of a pair
         return values.reshape(4, 2, 8, 4).flatten(2)
@@ -198,9 +202,9 @@ def run_asm(asm: str, constraints: str, arguments, dtypes, is_pure: bool, pack: 
 
 
 def attention(
-    qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, scale, programs, stages=3, variant=(False, True, True, True), dtype=torch.bfloat16
-):
-    """What `launch_window_64` returns, computed by so many programs."""
+    qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, scale, programs, stages=3, variant=VARIANT, dtype=torch.bfloat16
+):  # fmt: skip
+    """What `launch_window` fills, computed by so many programs."""
     batch, tokens, _, heads, d = qkv.shape
     grid = qkv.view(batch, gh, 64, 3 * heads * d)
     out = torch.full((batch, tokens, heads * d), float("nan"), dtype=dtype)
