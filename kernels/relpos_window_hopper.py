@@ -646,7 +646,7 @@ def launch_window(
     gh: int,
     scale: float,
     tile: Tile,
-    variant: tuple[bool, bool, bool, bool] = (True, False, True, True),
+    variant: tuple[bool, bool, bool, bool] = (True, False, False, True),
 ) -> None:
     """Fills `out`, by two programs a multiprocessor. `variant`: what `hopper_window_kernel` has choices for."""
     batch, _, _, heads, d = qkv.shape
