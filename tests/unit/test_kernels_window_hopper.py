@@ -13,15 +13,8 @@ from triton.experimental.gluon.language import NVMMASharedLayout
 
 from splitsam.kernels.quantise_rows import FLOAT8
 from splitsam.kernels.relpos_window import window_attention_reference
-from splitsam.kernels.relpos_window_hopper import BOXES, hopper_window_kernel
-
-# Of heads and slots, then whether a warp copies, terms are early, sums are early, stores are wide.
-CASES = [
-    (d, stages, (copier, early, early, early))
-    for d, stages in ((64, 2), (64, 3), (80, 2))
-    for copier in (False, True)
-    for early in (False, True)
-]
+from splitsam.kernels.relpos_window_hopper import REGISTERS, hopper_window_kernel
+from splitsam.kernels.window_copies import BOXES
 
 GRIDS = [(1, 22, 1, 3), (2, 22, 2, 7), (1, 8, 1, 99), (1, 14, 1, 1)]
 
@@ -40,11 +33,11 @@ def errors(tensors: list[torch.Tensor], gh: int, out: torch.Tensor) -> tuple[tor
     return (out - expected).abs(), (pytorch - expected).abs()
 
 
-@pytest.mark.parametrize(("d", "stages", "variant"), CASES)
+@pytest.mark.parametrize(("d", "stages"), [(64, 2), (64, 3), (80, 2)])
 @pytest.mark.parametrize(("batch", "gh", "heads", "programs"), GRIDS)
-def test_every_copy_and_product_is_waited_for(batch, gh, heads, programs, d, stages, variant) -> None:
+def test_every_copy_and_product_is_waited_for(batch, gh, heads, programs, d, stages) -> None:
     tensors = inputs(batch, gh, heads, d)
-    out = window_on_cpu.attention(*tensors, gh, d**-0.5, programs, stages, variant)
+    out = window_on_cpu.attention(*tensors, gh, d**-0.5, programs, stages)
     kernel, pytorch = errors(tensors, gh, out)
     assert kernel.max() <= 2 * pytorch.max()
 
@@ -87,13 +80,12 @@ def compile_window(d: int, out: str, stages: int):
     tables = {f"{part}_{axis}": (32, width) for part, width in (("tables", 64), ("narrow", d - 64)) for axis in "hw"}
     types = {"qkv_bias": "*bf16", "out": f"*{out}", "scale_log2": "fp32", "inverse_scale": "fp32", "total": "i32"}
     constants: dict[str, object] = {"HEADS": 12 if d == 64 else 16, "GH": 64, "STAGES": stages, "D1": d - 64}
-    constants |= {"COPIER": True, "EARLY_TERMS": False, "EARLY_SUMS": True, "WIDE_STORES": True}
     for name, shape in (cubes | tables).items():
         if shape[-1]:
             types[name] = f"tensordesc<bf16{list(shape)},{NVMMASharedLayout(2 * shape[-1], 16, rank=len(shape))}>"
         else:
             constants[name] = None
-    return compiled(hopper_window_kernel, types, constants, 90, {"num_warps": 4, "maxnreg": 128})
+    return compiled(hopper_window_kernel, types, constants, 90, {"num_warps": 4, "maxnreg": REGISTERS})
 
 
 @pytest.mark.parametrize("out", ["bf16", "fp8e4nv"])

@@ -6,20 +6,17 @@ import types
 
 import torch
 from gluon_on_cpu import Machine, Pointer, Shared
+from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.language import constexpr
 
-from splitsam.kernels import relpos_window_hopper as hopper
+from splitsam.kernels import relpos_window_hopper, window_copies, window_terms
 
-PARTS = (
-    "_like", "_window_of", "_fetch_box", "_fetch_queries", "_side", "_slot", "_fetch_side", "_pad_parts", "_pad_side",
-    "_place", "_store_spread", "_spread", "_skew", "_split", "_load", "_start_terms", "_terms", "_start_scores",
-    "_highest", "_weights", "_store", "_start_part", "_start_sum", "_copy", "_multiply", "hopper_window_kernel",
-)  # fmt: skip
+KERNEL = types.SimpleNamespace(**vars(window_copies) | vars(window_terms) | vars(relpos_window_hopper))
+PARTS = tuple(name for name, value in vars(KERNEL).items() if isinstance(value, GluonJITFunction) and name != "_like")
 LAYOUTS = (
     "NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "NVMMASharedLayout", "BlockedLayout",
     "DistributedLinearLayout",
 )  # fmt: skip
-VARIANT = (True, False, True, True)  # that `launch_window` has
 
 
 class Tensor(torch.Tensor):
@@ -71,8 +68,8 @@ class WindowMachine(Machine):
         self.failure: BaseException | None = None
 
     def functions(self) -> dict:
-        names = super().functions(hopper, PARTS)
-        constants = {name: value.value for name, value in vars(hopper).items() if isinstance(value, constexpr)}
+        names = super().functions(KERNEL, PARTS)
+        constants = {name: value.value for name, value in vars(KERNEL).items() if isinstance(value, constexpr)}
         names.update(constants | {"range": tensors, "_like": lambda x, _: x})
         return names
 
@@ -201,9 +198,7 @@ def run_asm(asm: str, constraints: str, arguments, dtypes, is_pure: bool, pack: 
     return results
 
 
-def attention(
-    qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, scale, programs, stages=3, variant=VARIANT, dtype=torch.bfloat16
-):  # fmt: skip
+def attention(qkv, qkv_bias, rel_pos_h, rel_pos_w, gh, scale, programs, stages=3, dtype=torch.bfloat16):
     """What `launch_window` fills, computed by so many programs."""
     batch, tokens, _, heads, d = qkv.shape
     grid = qkv.view(batch, gh, 64, 3 * heads * d)
@@ -212,8 +207,8 @@ def attention(
     for program in range(min(programs, total)):
         machine = WindowMachine(program, min(programs, total))
         machine.functions()["hopper_window_kernel"](
-            *([grid] * len(hopper.BOXES) + [rel_pos_h, rel_pos_w]) * 2, Pointer(qkv_bias), Pointer(out),
-            scale * 1.4426950408889634, 1 / scale, total, heads, gh, stages, d - 64, *variant,
+            *([grid] * len(window_copies.BOXES) + [rel_pos_h, rel_pos_w]) * 2, Pointer(qkv_bias), Pointer(out),
+            scale * 1.4426950408889634, 1 / scale, total, heads, gh, stages, d - 64,
         )  # fmt: skip
         assert not machine.in_flight
     return out
