@@ -7,7 +7,6 @@ a thread that blocks (`finish`) or on an event loop that does other things meanw
 import asyncio
 import time
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -85,5 +84,7 @@ async def finish_on_loop(steps: Steps[Result], device: torch.device) -> Result:
 def _next_wait(steps: Steps[Result], device: torch.device) -> Download:
     """Work up to the next download; StopIteration at the end."""
     # Triton launches on the current device, which is each thread's own and may be changed between two steps.
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):
+        return next(steps)
+    with torch.cuda.device(device):
         return next(steps)
