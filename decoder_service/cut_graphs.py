@@ -5,7 +5,7 @@ grids are fixed: they cover the largest mask that it takes, and programs beyond 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,13 @@ BOUNDARIES_OF_A_MASK = 8192
 # A run takes one or two characters as a rule.
 CHARACTERS_PER_RUN = 2
 _WORD = 32
-_PLAN_COLUMNS, _MEASURES, _SPAN = 9, 8, 2
+_MEASURES, _SPAN = 8, 2
+Heights = TypeVar("Heights", int, npt.NDArray[np.int64])
+
+
+def words_of(height: Heights) -> Heights:
+    """Words of 32 bits that a column of so many pixels takes."""
+    return -(-height // _WORD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +53,8 @@ class GraphAnswer:
         numbers = answer[:split].view(np.int32).reshape(self.count, -1)
         measures, spans = numbers[:masks, :_MEASURES], numbers[:masks, _MEASURES:]
         used_bytes = int(spans.sum(1).max())
-        if (
-            measures[:, 7].astype(np.int64).sum() > BOUNDARIES_OF_A_MASK * self.count
-            or used_bytes > len(answer) - split
-        ):
+        boundaries = int(measures[:, 7].astype(np.int64).sum())
+        if boundaries > BOUNDARIES_OF_A_MASK * self.count or used_bytes > len(answer) - split:
             return None
         return measures, spans, answer[split : split + used_bytes].tobytes()
 
@@ -76,15 +80,16 @@ class CutGraphs:
         self, device: torch.device, largest: tuple[int, int] = LARGEST, counts: tuple[int, ...] = CAPTURED_COUNTS
     ):
         self._device, self._largest, self._counts = device, largest, counts
-        words = -(-largest[0] // _WORD) * largest[1]
-        self.bits = torch.empty(counts[-1] * words, dtype=torch.int32, device=device)
+        self.bits = torch.empty(counts[-1] * words_of(largest[0]) * largest[1], dtype=torch.int32, device=device)
         self._graphs: dict[int, _Graph] = {}
 
     def capture(self) -> None:
         """Capture a graph for each count, the largest first: its memory serves all."""
+        from splitsam.kernels.cut_masks import PLAN_COLUMNS  # Triton is on Linux alone
+
         pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
         for count in reversed(self._counts):
-            plan = torch.zeros(count, _PLAN_COLUMNS, dtype=torch.int64, device=self._device)
+            plan = torch.zeros(count, PLAN_COLUMNS, dtype=torch.int64, device=self._device)
             answer, graph = self._cut(plan), None
             if pool is not None:
                 torch.cuda.synchronize(self._device)
@@ -105,7 +110,7 @@ class CutGraphs:
         """
         count = next(count for count in self._counts if count >= len(plan))
         captured = self._graphs[count]
-        filled = torch.zeros(count, _PLAN_COLUMNS, dtype=torch.int64, pin_memory=captured.graph is not None)
+        filled = torch.zeros(captured.plan.shape, dtype=torch.int64, pin_memory=captured.graph is not None)
         filled.numpy()[: len(plan)] = plan
         captured.plan.copy_(filled, non_blocking=True)
         answer = captured.answer
@@ -118,7 +123,7 @@ class CutGraphs:
 
     def _cut(self, plan: Tensor) -> Tensor:
         """What `GraphAnswer` downloads, of a plan on the device."""
-        from splitsam.kernels.cut_masks import cut_masks  # Triton is on Linux alone
+        from splitsam.kernels.cut_masks import cut_masks
         from splitsam.kernels.encode_runs import encode_runs
         from splitsam.kernels.run_boundaries import count_boundaries, place_boundaries
 

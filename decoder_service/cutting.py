@@ -16,7 +16,13 @@ from torch import Tensor
 
 from splitsam.common.rle import decode_rle
 from splitsam.common.transfers import Download, Steps, finish, upload
-from splitsam.decoder_service.cut_graphs import BOUNDARIES_OF_A_MASK, CHARACTERS_PER_RUN, CutGraphs, GraphAnswer
+from splitsam.decoder_service.cut_graphs import (
+    BOUNDARIES_OF_A_MASK,
+    CHARACTERS_PER_RUN,
+    CutGraphs,
+    GraphAnswer,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from splitsam.kernels.encode_runs import EncodedRuns
@@ -27,7 +33,6 @@ BOUNDARIES_AT_ONCE = 32 * 2**20
 # As a rule there are no more, so run lengths are written without asking: 4 MiB of text at most.
 BOUNDARIES_GUESSED = 2 * 2**20
 TABLES_KEPT = 64
-_WORD = 32
 Size = tuple[int, int]
 
 
@@ -82,6 +87,24 @@ class Canvas:
     cut: Cut
 
 
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """M masks to cut.
+
+    Args:
+        addresses, canvas_of, canvases: of `Cutter.cut`.
+        sizes: [M, 2], height and width of each mask.
+    """
+
+    addresses: npt.NDArray[np.int64]
+    canvas_of: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    canvases: Sequence[Canvas]
+
+    def __getitem__(self, piece: slice) -> "_Wanted":
+        return _Wanted(self.addresses[piece], self.canvas_of[piece], self.sizes[piece], self.canvases)
+
+
 class Cutter:
     """Cuts masks on one device. One thread at a time may call it."""
 
@@ -115,57 +138,37 @@ class Cutter:
         Waits for the device once for each such piece, and more often for masks like noise.
         """
         sizes = np.array([canvas.original_size for canvas in canvases], np.int64).reshape(-1, 2)[canvas_of]
+        wanted = _Wanted(addresses, canvas_of, sizes, canvases)
         if self._graphs is not None and self._graphs.take(sizes):
-            plan = self._plan(addresses, canvas_of, sizes, canvases, self._graphs.bits.data_ptr())
-            begun = self._graphs.begin(plan)
-            return _finish_few(begun, sizes, lambda: self._begin(addresses, canvas_of, sizes, canvases))
-        return self._begin(addresses, canvas_of, sizes, canvases)
+            begun = self._graphs.begin(self._plan(wanted, self._graphs.bits))
+            return _finish_few(begun, sizes, lambda: self._begin(wanted))
+        return self._begin(wanted)
 
-    def _begin(
-        self,
-        addresses: npt.NDArray[np.int64],
-        canvas_of: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int64],
-        canvases: Sequence[Canvas],
-    ) -> Steps[list[CutMask]]:
-        pieces = (
-            self._launch(addresses[piece], canvas_of[piece], sizes[piece], canvases)
-            for piece in _pieces(4 * _words(sizes[:, 0]) * sizes[:, 1], BITS_AT_ONCE)
-        )
+    def _begin(self, wanted: "_Wanted") -> Steps[list[CutMask]]:
+        """The same, launch by launch."""
+        bytes_of = 4 * words_of(wanted.sizes[:, 0]) * wanted.sizes[:, 1]
+        pieces = (self._launch(wanted[piece]) for piece in _pieces(bytes_of, BITS_AT_ONCE))
         return _finish_pieces(next(pieces, None), pieces)
 
-    def _launch(
-        self,
-        addresses: npt.NDArray[np.int64],
-        canvas_of: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int64],
-        canvases: Sequence[Canvas],
-    ) -> "_Piece":
-        bits = torch.empty(int((_words(sizes[:, 0]) * sizes[:, 1]).sum()), dtype=torch.int32, device=self._device)
-        plan = self._plan(addresses, canvas_of, sizes, canvases, bits.data_ptr())
-        return _Piece(upload(plan, self._device), sizes, bits)
+    def _launch(self, wanted: "_Wanted") -> "_Piece":
+        sizes = wanted.sizes
+        bits = torch.empty(int((words_of(sizes[:, 0]) * sizes[:, 1]).sum()), dtype=torch.int32, device=self._device)
+        return _Piece(upload(self._plan(wanted, bits), self._device), sizes, bits)
 
-    def _plan(
-        self,
-        addresses: npt.NDArray[np.int64],
-        canvas_of: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int64],
-        canvases: Sequence[Canvas],
-        bits: int,
-    ) -> npt.NDArray[np.int64]:
-        """What `cut_masks` takes, the bits of all masks one after the other at that address."""
-        seen, canvas_of = np.unique(canvas_of, return_inverse=True)
-        tables = [self._find_tables(canvases[i]) for i in seen]
-        cuts = [canvases[i].cut for i in seen]
+    def _plan(self, wanted: "_Wanted", bits: Tensor) -> npt.NDArray[np.int64]:
+        """What `cut_masks` takes, with the bits of all masks one after the other."""
+        seen, canvas_of = np.unique(wanted.canvas_of, return_inverse=True)
+        tables = [self._find_tables(wanted.canvases[i]) for i in seen]
+        cuts = [wanted.canvases[i].cut for i in seen]
         limits = np.array([(cut.threshold, cut.stability_offset) for cut in cuts], np.float32)
-        words = _words(sizes[:, 0])
-        plan = np.empty((len(addresses), 9), np.int64)
-        plan[:, 0] = addresses
+        heights, widths = wanted.sizes.T
+        words = words_of(heights)
+        plan = np.empty((len(heights), 9), np.int64)
+        plan[:, 0] = wanted.addresses
         plan[:, 1:3] = np.array([[table.data_ptr() for table in pair] for pair in tables])[canvas_of]
-        plan[:, 3] = bits + 4 * _begins(sizes[:, 1] * words)[:-1]
-        plan[:, 4] = _begins(sizes[:, 1])[:-1]
-        plan[:, 5:7] = sizes
-        plan[:, 7] = words
+        plan[:, 3] = bits.data_ptr() + 4 * _begins(widths * words)[:-1]
+        plan[:, 4] = _begins(widths)[:-1]
+        plan[:, 5], plan[:, 6], plan[:, 7] = heights, widths, words
         plan[:, 8] = limits.view(np.int64)[canvas_of, 0]
         return plan
 
@@ -253,10 +256,6 @@ def _finish_pieces(begun: _Piece | None, later: Iterator[_Piece]) -> Steps[list[
         begun = None  # its bits make room for the next
         begun = next(later, None)
     return made
-
-
-def _words(heights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return -(-heights // _WORD)
 
 
 def _begins(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
