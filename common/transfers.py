@@ -20,10 +20,15 @@ _PAUSE_S = 0.0005
 Result = TypeVar("Result")
 
 
+def pinned(array: npt.NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
+    """What is on the host, where a GPU copies from by itself; for a CPU as it is."""
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def upload(array: npt.NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
     """A copy of what is on the host; nobody waits for it."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return pinned(array, device).to(device, non_blocking=True)
 
 
 class Download:

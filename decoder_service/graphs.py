@@ -16,7 +16,7 @@ from torch.nested import nested_tensor_from_jagged
 from torch.nn import functional as F
 
 from splitsam.common.architectures import EMBEDDING_SHAPE
-from splitsam.common.transfers import upload
+from splitsam.common.transfers import pinned, upload
 from splitsam.decoder_service.addressed import AddressedPixels
 from splitsam.decoder_service.network import KERNEL_WIDTHS, OUTPUT_TOKENS, Network, Prediction
 from splitsam.decoder_service.packing import Tile
@@ -80,7 +80,7 @@ class TileRunner:
         if captured is None:
             return self._predict(upload(row_numbers, self._network.device), tokens, masks)
         filled = np.concatenate([row_numbers, np.repeat(row_numbers[:1], size - count, axis=0)])
-        captured.numbers.copy_(torch.from_numpy(filled).pin_memory(), non_blocking=True)
+        captured.numbers.copy_(pinned(filled, self._network.device), non_blocking=True)
         captured.graph.replay()
         # The next tile of this shape overwrites what is not taken out now.
         found = captured.prediction

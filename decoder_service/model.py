@@ -22,6 +22,7 @@ from splitsam.common.sam_modules import Sam
 from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
 from splitsam.decoder_service.cutting import CutMask, Cutter
 from splitsam.decoder_service.graphs import TileRunner
+from splitsam.decoder_service.masked_graphs import MaskedGraphs
 from splitsam.decoder_service.network import Network, Prediction
 from splitsam.decoder_service.packing import ImageJob, Tile, pack
 from splitsam.decoder_service.pixels import Pixels
@@ -94,12 +95,16 @@ class DecoderModel:
         self._network = Network(sam, self.device, self.dtype, kernels)
         self._cutter = Cutter(self.device) if kernels and self.device.type == "cuda" else None
         self._runner = TileRunner(self._network, max_prompts_per_forward)
+        self._masked: MaskedGraphs | None = None
 
     @torch.no_grad()
     def capture(self) -> None:
         """Make CUDA graphs of the usual shapes, in some seconds; without it they run launch by launch."""
         if self._network.widths:
             self._runner.capture()
+            with torch.cuda.device(self.device):
+                self._masked = MaskedGraphs(self._network)
+                self._masked.capture()
         if self._cutter is not None:
             with torch.cuda.device(self.device):
                 self._cutter.capture()
@@ -202,8 +207,12 @@ class DecoderModel:
         sources = [images[i] for i in tile.job_of_source]
         masked = len(tile.mask_inputs)
         if masked:
-            mask_inputs = upload(tile.mask_inputs, self.device)
-            sources[-masked:] = self._network.prepare_masked(sources[-masked:], mask_inputs)
+            images_of_masks = sources[-masked:]
+            if self._masked is not None and self._masked.take(tile.mask_inputs):
+                sources[-masked:] = self._masked.prepare(images_of_masks, tile.mask_inputs)
+            else:
+                mask_inputs = upload(tile.mask_inputs, self.device)
+                sources[-masked:] = self._network.prepare_masked(images_of_masks, mask_inputs)
         return sources
 
     def _to_device(self, array: object) -> Tensor:

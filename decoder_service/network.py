@@ -73,11 +73,15 @@ class Network:
         pixels = on_device.to(self.dtype).flatten(1).mT + self._encoder.no_mask_embed.weight.to(self.dtype)
         return PreparedEmbedding(prepare_rows(self._transformer, pixels[None], self.positions)[0])
 
-    def prepare_masked(self, images: list[PreparedEmbedding], mask_inputs: Tensor) -> list[PreparedEmbedding]:
+    def prepare_masked(self, images: Sequence[PreparedEmbedding], mask_inputs: Tensor) -> list[PreparedEmbedding]:
         """The images with mask inputs, [M, 1, 256, 256] on the device, in place of no mask."""
+        pixels = torch.stack([image.pixels for image in images])
+        return [PreparedEmbedding(rows) for rows in self.masked_rows(pixels, mask_inputs)]
+
+    def masked_rows(self, pixels: Tensor, mask_inputs: Tensor) -> Tensor:
+        """The rows of M sources, [M, 4096, 640], from pixels without a mask, [M, 4096, 256], and mask inputs."""
         dense = self._downscaling(mask_inputs) - self._encoder.no_mask_embed.weight
-        pixels = torch.stack([image.pixels for image in images]) + dense.to(self.dtype)
-        return [PreparedEmbedding(rows) for rows in prepare_rows(self._transformer, pixels, self.positions)]
+        return prepare_rows(self._transformer, pixels + dense.to(self.dtype), self.positions)
 
     def embed(self, coords: Tensor, kinds: Tensor) -> Tensor:
         """The IoU token, four mask tokens and the prompt's own: [P, 5 + T, 256].

@@ -187,6 +187,21 @@ def test_nothing_compiles_for_a_request_once_shapes_are_captured(captured):
     assert compiled_kernels() == before
 
 
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_mask_inputs_through_a_graph_are_those_launch_by_launch(captured, count: int):
+    masks = (10 * torch.randn(count, 1, 256, 256)).half().numpy()
+    images = [captured.prepare(embedding(seed)) for seed in range(count)]
+    torch.cuda.synchronize()
+    assert captured._masked is not None
+    assert captured._masked.take(masks)
+    for _ in range(2):
+        found = captured._masked.prepare(images, masks)
+        wanted = captured._network.prepare_masked(images, torch.from_numpy(masks).to(GPU))
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one.rows, other.rows, atol=0.03, rtol=0.02)  # bf16, and products of other sizes
+        images = images[::-1]
+
+
 def test_logits_come_to_the_host_for_those_who_ask(captured):
     asking, other = jobs_of(5, Selection.BEST)
     asking = dataclasses.replace(asking, on_host=True)
