@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 # To start a process, open its connections and have its first image encoded.
-START_S = 10.0
+START_S = 20.0
 Share = TypeVar("Share")
 Result = TypeVar("Result")
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -82,6 +82,7 @@ class Crowd:
         self._first = encoder_pb2.EmbeddingInfo()
         self._newest: dict[int, encoder_pb2.EmbeddingInfo] = {}
         self._tokens: dict[int, tuple[str, str]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._sent_images = 0
 
     async def __aenter__(self) -> Self:
@@ -89,10 +90,19 @@ class Crowd:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
+        await asyncio.gather(*self._telling)
         for stream in self._streams.values():
             await stream.close()
         for channel in self._channels:
             await channel.close()
+
+    async def connect(self, annotators: Collection[int]) -> None:
+        """Open their connections, and where they click on streams, these: who is at work has them open already."""
+        for annotator in annotators:
+            for home in self._stub(annotator)[1]:
+                if self._place.streams:
+                    self._stream(annotator, home)
+        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
 
     async def run(self, events: Sequence[Event], start_s: float | None = None) -> list[Outcome]:
         """Send each event when it is due, however many are unanswered; all have ended on return.
@@ -166,20 +176,28 @@ class Crowd:
         call = self._stub(event.annotator)[0].EncodeImage(self._next_image(), timeout=DEADLINE_S["encode"])
         answer: encoder_pb2.EncodeImageResponse = await call
         self._newest[event.annotator] = answer.embedding
+        telling = asyncio.create_task(self._tell(event, answer.embedding))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
         return answer.timings
+
+    async def _tell(self, event: Event, image: encoder_pb2.EmbeddingInfo) -> None:
+        """Tell the decoder of an image that its clicks are to come, as the client library does."""
+        request = decoder_pb2.PrefetchEmbeddingRequest(embedding_key=image.embedding_key)
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the first click fetches it then
+            await self._stub(event.annotator)[1][self._home(image)].PrefetchEmbedding(
+                request, timeout=DEADLINE_S["click"]
+            )
 
     async def _click(self, event: Event) -> decoder_pb2.PredictTimings:
         image = self._newest.get(event.annotator, self._first)
         request = self._build_click(event, image)
         home = self._home(image)
-        decoder = self._stub(event.annotator)[1][home]
         answer: decoder_pb2.PredictMasksResponse
         if self._place.streams:
-            stream = self._streams.get((event.annotator, home))
-            if stream is None:
-                stream = self._streams[event.annotator, home] = ClickStream(decoder)
-            answer = await stream.click(request, DEADLINE_S["click"])
+            answer = await self._stream(event.annotator, home).click(request, DEADLINE_S["click"])
         else:
+            decoder = self._stub(event.annotator)[1][home]
             answer = await decoder.PredictMasks(request, timeout=DEADLINE_S["click"])
         [masks] = answer.images
         self._tokens[event.annotator] = (image.embedding_key, masks.prompts[0].masks[0].refinement_token)
@@ -216,6 +234,12 @@ class Crowd:
 
     def _home(self, image: encoder_pb2.EmbeddingInfo) -> str:
         return rendezvous([Address(each) for each in self._place.decoders], image.embedding_key)[0].place
+
+    def _stream(self, annotator: int, home: str) -> ClickStream:
+        stream = self._streams.get((annotator, home))
+        if stream is None:
+            stream = self._streams[annotator, home] = ClickStream(self._stub(annotator)[1][home])
+        return stream
 
     def _stub(self, annotator: int) -> tuple[Any, dict[str, Any]]:
         number = annotator // _ANNOTATORS_PER_CHANNEL

@@ -26,6 +26,7 @@ async def play(place: Place, events: Sequence[Event], generators: int) -> list[O
 def _play(place: Place, number: int, events: Sequence[Event], start_s: float) -> list[Outcome]:
     async def run() -> list[Outcome]:
         async with Crowd(place, number) as crowd:
+            await crowd.connect({event.annotator for event in events})
             check_in_time(number, start_s)
             return await crowd.run(events, start_s)
 

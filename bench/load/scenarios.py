@@ -2,9 +2,11 @@
 
 import math
 import statistics
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bench.calls import make_different
 from bench.faults.deployment import Replica
 from bench.load.annotators import KINDS, Habits, Kind, annotators_for, plan_crowd
 from bench.load.crowd import Crowd, Place
@@ -40,8 +42,10 @@ class Run:
     async def play(self, phase: Phase, unloaded: dict[str, Row] | None = None) -> list[Row]:
         """Perform a phase; a row for each kind of request."""
         events = plan_crowd(phase.annotators, self.habits, phase.seconds, f"{self.seed} {phase.name}")
+        # Its own images: those of the phase before are in the cache.
+        images = make_different(self.place.image, zlib.crc32(phase.name.encode()), 0)
         async with watching(self.stack, self.decoders) as watched:
-            outcomes = await play(self.place, events, self.generators)
+            outcomes = await play(replace(self.place, image=images), events, self.generators)
         return [
             summarise(
                 phase,
