@@ -144,6 +144,8 @@ def _open(data: bytes, image_format: str, limits: ImageLimits) -> tuple[ImageFil
     else:
         data, orientation = strip_jpeg(data) if image_format == JPEG else strip_png(data)
     image = _OPENERS[image_format](BytesIO(data))
+    # The file at once, not 64 KiB at a time: between two parts the interpreter is wanted back, and others hold it.
+    image.decodermaxblock = len(data)
     _check_pixels(*image.size, limits)
     if image_format == WEBP:
         orientation = read_orientation(image.info.get("exif", b""))
