@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 from splitsam.common.sam_modules import Sam, assemble_sam
 
-IMAGE_SIDE_PX = 1024
-EMBEDDING_SHAPE = (256, 64, 64)
-LOW_RES_SIDE_PX = 256
-
 
 @dataclass(frozen=True)
 class Architecture:

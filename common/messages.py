@@ -5,7 +5,8 @@ from importlib.metadata import version
 
 from splitsam.common.errors import ServiceError
 from splitsam.common.records import RecordHeader, Size
-from splitsam.common.settings import IMAGE_FORMATS, ServiceSettings
+from splitsam.common.settings import ServiceSettings
+from splitsam.common.shapes import IMAGE_FORMATS
 from splitsam.v1 import encoder_pb2, types_pb2
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.codecs import CODECS, Codec
 from splitsam.common.keys import KEY_BYTES, SCHEMA_VERSION, Address
+from splitsam.common.shapes import IMAGE_SIDE_PX
 
 _HEADER = struct.Struct("<4sHBB16s32s32s3I2I2III")
 HEADER_BYTES = _HEADER.size + 4

@@ -17,7 +17,6 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 # Where no tenants are configured there is nobody to keep apart, and the keys need no secrecy.
 _SINGLE_TENANT_SECRET = b"splitsam-single-tenant"
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 # Room in a message around the largest image: field tags and a stream's request id.
 _MESSAGE_OVERHEAD_BYTES = 2**16
 _DEVICE = r"^(auto|cpu|cuda(:(0|[1-9][0-9]?))?)$"  # what torch reads: no other digits, no zeros in front

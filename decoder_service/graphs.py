@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
 from torch.nn import functional as F
 
-from splitsam.common.architectures import EMBEDDING_SHAPE
+from splitsam.common.shapes import EMBEDDING_SHAPE
 from splitsam.common.transfers import pinned, upload
 from splitsam.decoder_service.addressed import AddressedPixels
 from splitsam.decoder_service.network import KERNEL_WIDTHS, OUTPUT_TOKENS, Network, Prediction

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from splitsam.common.architectures import LOW_RES_SIDE_PX
+from splitsam.common.shapes import LOW_RES_SIDE_PX
 from splitsam.common.transfers import pinned
 from splitsam.decoder_service.network import Network
 from splitsam.decoder_service.prepared import CHANNELS, PIXELS, PreparedEmbedding

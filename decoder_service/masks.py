@@ -18,8 +18,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.codecs import to_fp16
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.decoder_service.cutting import CutMask
 from splitsam.decoder_service.model import PromptLogits
 from splitsam.decoder_service.prompts import FloatArray, MaskFormat, OutputOptions

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.common.transfers import upload
 from splitsam.decoder_service.addressed import TOKEN_COUNTS, AddressedPixels
 from splitsam.decoder_service.mask_inputs import MaskDownscaling

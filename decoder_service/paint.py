@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from splitsam.common.architectures import LOW_RES_SIDE_PX
+from splitsam.common.shapes import LOW_RES_SIDE_PX
 from splitsam.decoder_service.prepared import GRID
 
 # What 1,024 pixels become takes 3 MiB at most: about a CPU core's own cache.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from splitsam.common.architectures import EMBEDDING_SHAPE
 from splitsam.common.sam_modules import TwoWayTransformer
+from splitsam.common.shapes import EMBEDDING_SHAPE
 
 CHANNELS, GRID, _ = EMBEDDING_SHAPE
 PIXELS = GRID * GRID

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from splitsam.common.architectures import LOW_RES_SIDE_PX
 from splitsam.common.errors import InvalidArgument
+from splitsam.common.shapes import LOW_RES_SIDE_PX
 
 FloatArray = npt.NDArray[np.float32]
 LOW_RES_LOGITS_BYTES = 2 * LOW_RES_SIDE_PX**2

@@ -6,7 +6,6 @@ import grpc
 import numpy as np
 import torch
 
-from splitsam.common.architectures import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
 from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.checkpoints import load_model
@@ -16,6 +15,7 @@ from splitsam.common.messages import ModelInfo
 from splitsam.common.metrics import Metrics
 from splitsam.common.priority import CLICK_NICENESS
 from splitsam.common.redis_figures import watch_redis
+from splitsam.common.shapes import EMBEDDING_SHAPE, IMAGE_SIDE_PX, LOW_RES_SIDE_PX
 from splitsam.decoder_service.cutting import Cut
 from splitsam.decoder_service.embeddings import EmbeddingStore
 from splitsam.decoder_service.encoder_link import EncoderLink

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from splitsam.common.architectures import LOW_RES_SIDE_PX
+from splitsam.common.shapes import LOW_RES_SIDE_PX
 from splitsam.common.transfers import Steps
 from splitsam.decoder_service.cutting import Canvas, Cut, CutMask, Cutter
 from splitsam.decoder_service.packing import ImageJob, Tile

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.common.shapes import IMAGE_SIDE_PX
 
 # The first call compiles and chooses algorithms, the second shows that nothing is left to do.
 WARM_UP_CALLS = 2

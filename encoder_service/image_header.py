@@ -7,7 +7,7 @@ a thread; so the parts that could make it warn are read here and taken out. The 
 import re
 import struct
 
-from splitsam.common.settings import IMAGE_FORMATS
+from splitsam.common.shapes import IMAGE_FORMATS
 
 JPEG, PNG, WEBP = IMAGE_FORMATS
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.precision import exact_convolutions
 from splitsam.common.sam_modules import Sam
+from splitsam.common.shapes import IMAGE_SIDE_PX
 
 # Prompts of an image: one point each, this many along each side.
 POINTS_PER_SIDE = 4

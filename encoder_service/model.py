@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.codecs import saturate
 from splitsam.common.errors import InternalError
 from splitsam.common.precision import DTYPES, exact_convolutions
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
 from splitsam.encoder_service.graphs import GraphedEncoder
 from splitsam.encoder_service.optimize import build_rungs

@@ -20,6 +20,7 @@ from splitsam.common.keys import Address, Crop, EncodingVersion, KeyRing
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.common.single_flight import SingleFlight
+from splitsam.encoder_service.decode_workers import DecodeWorkers
 from splitsam.encoder_service.in_work import Upload, Work, count_in_lanes, count_on_their_way, hash_and_weigh
 from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
 from splitsam.encoder_service.settings import EncoderSettings
@@ -84,6 +85,7 @@ class EncodePipeline:
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
         self._works: dict[Address, Work] = {}
+        self._workers: DecodeWorkers | None = None
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="splitsam-hash")
         self._prepare: Batcher[Upload, PreparedImage] = Batcher(
             self._decode,
@@ -94,16 +96,20 @@ class EncodePipeline:
             max_queue=settings.max_queue,
             max_queue_ms=settings.lane_queue_ms,
             weigh=lambda upload: upload.weight,
-            threads=settings.decode_threads,
+            threads=settings.decode_processes or settings.decode_threads,
             metrics=metrics,
         )
 
     def start(self) -> None:
+        if self._settings.decode_processes:
+            self._workers = DecodeWorkers(self._settings.decode_processes, self._limits)
         self._prepare.start()
 
     async def close(self) -> None:
         """Decode what is queued, then stop; the batcher should be open until then."""
         await self._prepare.close()
+        if self._workers is not None:
+            await asyncio.to_thread(self._workers.close)
         self._hashing.shutdown(wait=False, cancel_futures=True)
 
     async def encode(
@@ -246,7 +252,12 @@ class EncodePipeline:
         return Encoded(header, cache_hit=False, stored=stored, timings=timings)
 
     def _decode(self, uploads: Sequence[Upload]) -> list[PreparedImage]:
-        return [self._pin(prepare_image(upload.image, self._limits, upload.crop)) for upload in uploads]
+        return [self._pin(self._decode_one(upload)) for upload in uploads]
+
+    def _decode_one(self, upload: Upload) -> PreparedImage:
+        if self._workers is not None:
+            return self._workers.prepare(upload.image, upload.crop)
+        return prepare_image(upload.image, self._limits, upload.crop)
 
     async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
         try:

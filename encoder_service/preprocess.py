@@ -16,10 +16,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InvalidArgument
 from splitsam.common.keys import Crop
-from splitsam.common.settings import IMAGE_FORMATS
+from splitsam.common.shapes import IMAGE_FORMATS, IMAGE_SIDE_PX
 from splitsam.encoder_service.image_header import (
     JPEG,
     PNG,

@@ -27,6 +27,7 @@ class EncoderSettings(ServiceSettings):
     )
     max_wait_ms: float = Field(2.0, ge=0, le=1000, description="How long an idle GPU holds an unfilled batch back")
     decode_threads: int = Field(2, ge=1, le=256, description="Threads that decode and resize images")
+    decode_processes: int = Field(0, ge=0, le=256, description="Processes that do it in their place; 0: threads do")
     stream_window: int = Field(8, ge=1, le=256, description="Images of one EncodeImages stream in work at once")
     embedding_ttl_s: int = Field(86_400, ge=1, le=10**8, description="Life of an unused embedding in the cache")
     encode_timeout_ms: int = Field(60_000, ge=100, le=600_000, description="Longest time for one encode and its claim")

@@ -22,10 +22,10 @@ from bench.coco.rows import Row, RowFile
 from bench.coco.scores import Score, score_image
 from bench.pruning import Sources
 from splitsam.client.coco_file import DatasetError
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.checkpoints import LoadedModel
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.sam_modules import Sam
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.encoder_service.optimize import BESIDE, RUNGS, build_rungs, unsupported
 

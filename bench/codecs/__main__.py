@@ -25,10 +25,10 @@ from bench.row_file import RESULTS, ResultsFile, results_path
 from bench.waterfall.masks import MaskComparison
 from bench.waterfall.pipelines import NestedDecoder, Pipeline
 from bench.waterfall.subjects import HeldOut, draw_held_out, load_subject
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.codecs import CODECS, Codec, saturate
 from splitsam.common.keys import Address
 from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size, pack_record, unpack_record
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.encoder_service.preprocess import ImageLimits, prepare_image
 from training.evaluate import find_centre
 from training.photographs import PHOTOGRAPHS, load_photographs

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from splitsam.common.architectures import IMAGE_SIDE_PX
+from splitsam.common.shapes import IMAGE_SIDE_PX
 
 HEIGHT, WIDTH = 1080, 1920
 PHOTOGRAPHS = Path(__file__).parents[2] / "training" / "photographs"

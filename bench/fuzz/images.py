@@ -11,9 +11,9 @@ from PIL import Image
 
 from bench.fuzz.mutate import EXTREME_INTS, mutate
 from bench.fuzz.target import Broken, refusal
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.errors import InvalidArgument
 from splitsam.common.keys import Crop
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.encoder_service.image_header import (
     DamagedImage,
     guess_pixels,

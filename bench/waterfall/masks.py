@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from bench.waterfall.pipelines import Masks, Pipeline
 from bench.waterfall.subjects import HeldOut, prepare_image
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.sam_modules import Sam
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.encoder_service.mask_reference import measure_iou
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from bench.waterfall.subjects import Clicks
-from splitsam.common.architectures import IMAGE_SIDE_PX
 from splitsam.common.precision import DTYPES
 from splitsam.common.sam_modules import Sam
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import Prompt, Selection

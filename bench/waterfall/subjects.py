@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from splitsam.common.architectures import ARCHITECTURES, IMAGE_SIDE_PX, Architecture, build_sam
+from splitsam.common.architectures import ARCHITECTURES, Architecture, build_sam
 from splitsam.common.checkpoints import DEMONSTRATION_MODEL, load_model
 from splitsam.common.errors import CheckpointError
 from splitsam.common.sam_modules import Sam
 from splitsam.common.settings import DEFAULT_CACHE_DIR
+from splitsam.common.shapes import IMAGE_SIDE_PX
 from training.evaluate import draw_held, find_centre
 
 SEED = 3

@@ -196,8 +196,9 @@ def test_memory_holds_what_the_settings_promise(deployed):
     _, service, container, settings = deployed
     limit = size_bytes(container["resources"]["limits"]["memory"])
     if service == "encoder":
-        # Waiting images of 1024 x 1024 x 3 bytes, and in each thread that decodes one at its full size, twice.
-        promised = settings.max_queue * 3 * 2**20 + settings.decode_threads * settings.max_image_pixels * 3 * 2
+        # Waiting images of 1024 x 1024 x 3 bytes, and in whatever decodes one at its full size, twice.
+        decoding = settings.decode_processes or settings.decode_threads
+        promised = settings.max_queue * 3 * 2**20 + decoding * settings.max_image_pixels * 3 * 2
     else:
         promised = settings.logits_memory_bytes + (settings.memory_bytes if settings.device == "cpu" else 0)
     promised += 3 * settings.max_upload_bytes  # what has arrived, its message, and the image in that

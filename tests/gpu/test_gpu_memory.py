@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from splitsam.common.architectures import ARCHITECTURES, EMBEDDING_SHAPE, build_sam
+from splitsam.common.architectures import ARCHITECTURES, build_sam
 from splitsam.common.device_guard import DeviceGuard
 from splitsam.common.errors import DeviceOutOfMemory
 from splitsam.common.metrics import Metrics
+from splitsam.common.shapes import EMBEDDING_SHAPE
 from splitsam.decoder_service.model import DecoderModel
 from splitsam.decoder_service.packing import ImageJob
 from splitsam.decoder_service.prompts import Prompt

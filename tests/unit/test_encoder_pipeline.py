@@ -420,3 +420,13 @@ async def test_new_images_are_not_counted_as_embeddings_that_are_gone(redis_serv
         with pytest.raises(EmbeddingExpired):
             await replica.pipeline.fetch("acme", bytes(32))
         assert counted("embedding", "miss") == 1
+
+
+async def test_processes_decode_as_threads_do(redis_server: RedisProcess):
+    async with Replica(redis_server.url, "--decode-processes", "2") as replica:
+        [encoded] = await asyncio.gather(*replica.encode(91))
+        with pytest.raises(InvalidArgument, match="image"):
+            await replica.pipeline.encode("acme", b"no image", Lane.CLICK)
+        processes = [worker._process for worker in replica.pipeline._workers._workers]
+    assert (encoded.header.image_size.width, replica.encoded) == (91, [91])
+    assert [process.returncode for process in processes] == [0, 0]
