@@ -34,11 +34,14 @@ class Codec:
         """Of numbers of a shape."""
         return _SCALE_BYTES * shape[0] + math.prod(shape) if self.scaled else 2 * math.prod(shape)
 
-    def write(self, values: torch.Tensor) -> bytes:
-        """Numbers of any float dtype, on the CPU; what is finite stays finite (fp16 ends at 65504)."""
+    def write(self, values: torch.Tensor) -> bytes | memoryview:
+        """Numbers of any float dtype, on the CPU; what is finite stays finite (fp16 ends at 65504).
+
+        What needs no conversion is not copied, but looked at.
+        """
         kept = saturate(values.detach(), self.dtype)
         if not self.scaled:
-            return kept.contiguous().view(torch.int16).numpy().tobytes()
+            return kept.contiguous().view(torch.int16).numpy().data.cast("B")
         wide = kept.float().flatten(1)
         scales = wide.abs().amax(dim=1, keepdim=True) / _LARGEST
         rounded = (wide / scales.clamp(min=torch.finfo(torch.float32).tiny)).round_().to(torch.int8)

@@ -100,7 +100,7 @@ def pack_record(header: RecordHeader, values: torch.Tensor) -> bytes:
         len(payload),
         zlib.crc32(payload),
     )
-    return fields + zlib.crc32(fields).to_bytes(4, "little") + payload
+    return b"".join((fields, zlib.crc32(fields).to_bytes(4, "little"), payload))
 
 
 def unpack_header(data: bytes, kind: bytes, address: Address, size_bytes: int) -> RecordHeader:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import parse_url
+from redis.connection import PythonRespSerializer, parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -25,6 +25,8 @@ _SENTINEL_PORT, _REDIS_PORT = 26379, 6379
 # Pools that wait for notices of maintenance do not look whether a connection holds a reply that nobody has read, and
 # every command on such a connection gets the reply of the one before (redis-py 8.1.0).
 _NO_NOTICES = MaintNotificationsConfig(enabled=False)
+# What is longer is sent as it is, behind its command: hiredis would copy an embedding twice, and Python stand still.
+_COPIED_BYTES = 6000
 _OF_SENTINELS = ("sentinel_username", "sentinel_password")
 Client = redis.Redis | RedisCluster
 
@@ -107,8 +109,6 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
         "socket_read_size": 2**20,
     }
     options |= place.options
-    if place.kind == "sentinel":
-        return _of_sentinels(place, options, connections)
     if place.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in place.hosts]  # type: ignore[no-untyped-call]
         return RedisCluster(
@@ -120,15 +120,22 @@ def open_redis(url: str, *, timeout_s: float, connections: int) -> Client:
             maint_notifications_config=_NO_NOTICES,
             **options,
         )
+    options["command_packer"] = PythonRespSerializer(_COPIED_BYTES, _encode)
+    if place.kind == "sentinel":
+        return _of_sentinels(place, options, connections)
     pool = redis.BlockingConnectionPool.from_url(
         url,
         max_connections=connections,
         timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
         maint_notifications_config=_NO_NOTICES,
-        **{name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "socket_read_size")},
+        **{name: value for name, value in options.items() if name not in place.options},
     )
     return redis.Redis.from_pool(pool)
+
+
+def _encode(value: bytes | str | float) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _of_sentinels(place: Place, options: dict[str, Any], connections: int) -> redis.Redis:

@@ -21,6 +21,7 @@ from splitsam.common.interceptor import ServiceInterceptor
 from splitsam.common.listeners import channel_options, listening
 from splitsam.common.logs import configure_logs
 from splitsam.common.loop_lag import watch_loop_lag
+from splitsam.common.memory import keep_freed_memory
 from splitsam.common.metrics import Metrics
 from splitsam.common.quotas import Quotas
 from splitsam.common.settings import ProcessSettings, ServiceSettings
@@ -163,9 +164,10 @@ async def _until_open(service: Service, stop: asyncio.Event) -> bool:
 
 
 def prepare_process(settings: ProcessSettings) -> None:
-    """What a service's process does first: logs, the settings in the log, how threads alternate, which protobuf."""
+    """What a service's process does first: logs, the settings in the log, threads, memory, which protobuf."""
     configure_logs(log_format=settings.log_format, level=settings.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    keep_freed_memory()
     log.info("settings", extra={"settings": settings.for_log()})
     parser = api_implementation.Type()
     if parser != "upb":

@@ -77,7 +77,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServiceServicer):
             size_bytes=len(payload),
         )
         for start in range(0, len(payload), _CHUNK_BYTES):
-            chunk = payload[start : start + _CHUNK_BYTES]
+            chunk = bytes(payload[start : start + _CHUNK_BYTES])
             yield pb.DownloadEmbeddingResponse(header=first if start == 0 else None, chunk=chunk)
 
     async def EncodeImages(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from bench.waterfall.subjects import load_subject
 from splitsam.common.checkpoints import DEMONSTRATION_MODEL
+from splitsam.common.memory import keep_freed_memory
 from splitsam.common.precision import exact_convolutions
 from splitsam.encoder_service.calibrator import normalise
 from splitsam.encoder_service.model import EncoderModel
@@ -48,6 +49,7 @@ def time_model(
 def _time_model(
     model: str, checkpoint: str | None, precision: str, batch: int, device: torch.device, image: bytes
 ) -> float:
+    keep_freed_memory()  # as the service does
     if device.type == "cuda":
         torch.cuda.set_device(device)
     sam = load_subject(model, checkpoint, outliers=False).sam

@@ -179,7 +179,9 @@ def redis_that_evicts(start_redis, images) -> RedisProcess:
 @pytest.fixture
 def _large_blocks_given_back(monkeypatch):
     """By glibc of the service, as soon as they are free, and to all threads of one heap: what is resident is held."""
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", str(2**16))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**17))
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
 
 
