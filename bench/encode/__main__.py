@@ -25,6 +25,7 @@ from bench.encode.measure import measure
 from bench.encode.model import find_weights, time_model
 from bench.encode.rows import Row, Setting, describe_memory, summarise
 from bench.machine import describe_machine, positive
+from bench.replicas import more_replicas
 from bench.row_file import RESULTS, ResultsFile, results_path
 from splitsam.client.processes import StackError
 from splitsam.client.stack import Stack, StackSettings
@@ -44,6 +45,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="trained weights: path or URL; otherwise vit_t's own, or random ones")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 4, 16], help="on a GPU")
+    parser.add_argument("--encoders", type=positive, default=1, help="processes, on one GPU if there is one")
     parser.add_argument("--clients", type=positive, default=64)
     parser.add_argument("--generators", type=positive, default=4, help="processes that the clients are spread over")
     parser.add_argument("--seconds", type=positive, default=20, help="that are measured, after a warm-up")
@@ -61,12 +63,16 @@ def run(options: argparse.Namespace, device: torch.device, machine: dict[str, st
     batch = max(options.batch_sizes) if device.type == "cuda" else 1
     model_img_s = time_model(options.model, weights, options.precision, batch, device, image)
     print(f"the model alone: {model_img_s:.4g} img/s in batches of {batch}", flush=True)
-    with Stack(stack_settings(options, weights)) as stack:
-        outcomes, usage = asyncio.run(measure(stack, image, options.clients, options.generators, options.seconds))
+    with (
+        Stack(stack_settings(options, weights)) as stack,
+        more_replicas(stack, encoders=options.encoders - 1) as more,
+    ):
+        outcomes, usage = asyncio.run(measure(stack, more, image, options.clients, options.generators, options.seconds))
     setting = Setting(
         model=options.model,
         precision=options.precision,
         batch_sizes=_with_commas(options.batch_sizes),
+        encoders=options.encoders,
         encoder_args=" ".join(options.encoder_arg),
         clients=options.clients,
         generators=options.generators,
@@ -103,8 +109,9 @@ def describe_row(row: Row) -> str:
 
     latencies = " / ".join(map(show, (row.ms_p50, row.ms_p90, row.ms_p99)))
     return (
-        f"{row.model} {row.precision}, {row.clients} clients: {row.images} images in {row.seconds:g} s, "
-        f"{row.img_s:.4g} img/s, {row.share:.1%} of the model's {row.model_img_s:.4g}; ms {latencies}; {row.stages}; "
+        f"{row.model} {row.precision}, {row.encoders} encoders, {row.clients} clients: {row.images} images in "
+        f"{row.seconds:g} s, {row.img_s:.4g} img/s, {row.share:.1%} of the model's {row.model_img_s:.4g}; "
+        f"ms {latencies}; {row.stages}; "
         f"{show(row.fill)} images in a batch; refused {row.refusals or 'none'}; not stored {row.not_stored}; "
         f"cores of {row.cores}: encoder {row.encoder_cores:.2f}, Redis {row.redis_cores:.2f}, clients "
         f"{row.clients_cores:.2f}; Redis {row.redis_sets_s:.4g} SETs and {row.redis_mib_s:.4g} MiB a second; "

@@ -23,13 +23,13 @@ class Crew:
     """The clients of one process.
 
     Args:
-        encoder: host:port.
+        encoders: host:port of each; the clients take turns among them.
         image: a JPEG.
         clients: each on a connection of its own.
         seconds: that they send for, from the common start on; what is unanswered then is given up.
     """
 
-    encoder: str
+    encoders: tuple[str, ...]
     image: bytes
     clients: int
     seconds: float
@@ -54,8 +54,8 @@ async def _send_all(number: int, crew: Crew, start_s: float) -> list[Outcome]:
     async with contextlib.AsyncExitStack() as stack:
         images = (make_different(crew.image, number, count) for count in itertools.count())
         clients = []
-        for _ in range(crew.clients):
-            channel = await stack.enter_async_context(open_channel(crew.encoder))
+        for _, encoder in zip(range(crew.clients), itertools.cycle(crew.encoders), strict=False):
+            channel = await stack.enter_async_context(open_channel(encoder))
             clients.append(_Client(encoder_pb2_grpc.EncoderServiceStub(channel), images, start_s, outcomes))
         check_in_time(number, start_s)
         with contextlib.suppress(TimeoutError):

@@ -10,7 +10,8 @@ import redis
 from bench.encode.clients import Crew, send_images
 from bench.encode.rows import Usage
 from bench.load.crowd import Outcome
-from bench.load.watch import cpu_seconds, resident_mib, watching
+from bench.load.watch import cpu_seconds, resident_mib, watching, with_children
+from bench.replicas import More
 from bench.spread import START_S, spread
 from splitsam.client.stack import Stack
 
@@ -21,11 +22,12 @@ _AFTERWARDS_S = 1.0
 
 
 async def measure(
-    stack: Stack, image: bytes, clients: int, generators: int, seconds: float
+    stack: Stack, more: More, image: bytes, clients: int, generators: int, seconds: float
 ) -> tuple[list[Outcome], Usage]:
     """Have clients send images: first to warm up, for START_S less what their processes take to start, then measured.
 
     Args:
+        more: encoders beside the stack's own.
         generators: processes that the clients are spread over.
 
     Returns:
@@ -35,14 +37,15 @@ async def measure(
         RuntimeError: as `send_images`.
     """
     shares = [len(range(number, clients, generators)) for number in range(generators)]
-    crews = [Crew(stack.encoder, image, share, seconds + _AFTERWARDS_S) for share in shares if share]
+    encoders = (stack.encoder, *(encoder.address for encoder in more["encoder"]))
+    crews = [Crew(encoders, image, share, seconds + _AFTERWARDS_S) for share in shares if share]
     start_s = time.monotonic() + START_S
     sending = asyncio.create_task(spread(send_images, crews, start_s))
     await _wait_until(start_s, sending)
-    async with watching(stack) as watched:
-        before = _read_counters(stack)
+    async with watching(stack, more) as watched:
+        before = _read_counters(stack, more)
         await _wait_until(start_s + seconds, sending)
-        after = _read_counters(stack)
+        after = _read_counters(stack, more)
     return await sending, _describe_usage(before, after, watched["encode"].fill)
 
 
@@ -60,18 +63,20 @@ class _Counters:
     redis_mib: float
 
 
-def _read_counters(stack: Stack) -> _Counters:
+def _read_counters(stack: Stack, more: More) -> _Counters:
+    services = (stack.children["encoder"].pid, *(encoder.pid for encoder in more["encoder"]))
+    encoders = [pid for service in services for pid in with_children(service)]
     with redis.Redis.from_url(stack.redis_url, socket_timeout=_REDIS_TIMEOUT_S) as connection:
         sets = connection.info("commandstats").get("cmdstat_set", {}).get("calls", 0)
         received_bytes = connection.info("stats")["total_net_input_bytes"]
     return _Counters(
         at_s=time.monotonic(),
-        encoder_s=cpu_seconds(stack.children["encoder"].pid),
+        encoder_s=sum(map(cpu_seconds, encoders)),
         redis_s=cpu_seconds(stack.children["redis"].pid),
         clients_s=sum(cpu_seconds(child.pid) for child in multiprocessing.active_children() if child.pid),
         sets=sets,
         received_bytes=received_bytes,
-        encoder_mib=resident_mib(stack.children["encoder"].pid),
+        encoder_mib=sum(map(resident_mib, encoders)),
         redis_mib=resident_mib(stack.children["redis"].pid),
     )
 

@@ -15,6 +15,7 @@ class Setting:
     """The columns that say what was run.
 
     Args:
+        encoders: processes; None, for one, in rows of before there could be more.
         encoder_args: arguments of serve-encoder beside those that follow from the others.
         batch_sizes: of the service on a GPU; a CPU takes one image.
         cores: that the machine gives to all processes together.
@@ -23,6 +24,7 @@ class Setting:
     model: str
     precision: str
     batch_sizes: str
+    encoders: int | None
     encoder_args: str
     clients: int
     generators: int
@@ -64,7 +66,8 @@ class Usage:
 
     Args:
         fill: images in a batch; None without batches.
-        encoder_cores, redis_cores, clients_cores: busy; Redis has one thread for commands.
+        encoder_cores, redis_cores, clients_cores: busy, by all processes of the kind; Redis has one thread for
+            commands.
         redis_sets_s: SET commands a second; an image is two, a claim and the embedding.
         redis_mib_s: received by Redis.
         encoder_mib_first, encoder_mib_last, redis_mib_first, redis_mib_last: resident memory as the measured time began

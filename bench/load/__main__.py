@@ -10,21 +10,20 @@ sends the next image for encoding when the last one is begun; bench/README.md sa
 
 import argparse
 import asyncio
-import contextlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import torch
 
-from bench.faults.deployment import Replica
 from bench.load.annotators import Habits, Kind
 from bench.load.crowd import Place
 from bench.load.rows import Environment, Row
 from bench.load.scenarios import Run, run_overload, run_steady
 from bench.machine import describe_machine
+from bench.replicas import More, more_replicas
 from bench.row_file import RESULTS, read_rows, results_path, write_rows
 from splitsam.client.processes import StackError
 from splitsam.client.stack import Stack, StackSettings
@@ -53,7 +52,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--model", default="vit_t", help="of --checkpoint, for the record")
     parser.add_argument("--checkpoint", help="weights; otherwise the shipped vit_t")
-    parser.add_argument("--decoders", type=int, default=1, help="processes, on one GPU if there is one")
+    parser.add_argument("--encoders", type=int, default=1, help="processes, on one GPU if there is one")
+    parser.add_argument("--decoders", type=int, default=1, help="as well")
     parser.add_argument("--generators", type=int, default=1, help="processes that send the crowd's requests")
     parser.add_argument(
         "--streams", action="store_true", help="an annotator clicks on a PredictMasksStream that stays open"
@@ -100,7 +100,8 @@ def describe_row(row: Row) -> str:
     text = (
         f"{row.phase:9} {row.kind:6} {row.annotators:5} annotators, {row.offered_s:7.2f} offered and "
         f"{row.answered_s:7.2f} answered a second, ms {latencies}, in the queue {show(row.queue_ms_max)} at most, "
-        f"{row.rss_mib:.0f} MiB; {row.stages}"
+        f"{row.rss_mib:.0f} MiB; {row.stages}; sent late by {show(row.sent_late_ms_p99)} ms at p99; "
+        f"{row.busy_cores:.2f} of {row.cores} cores busy"
     )
     if row.superseded:
         text += f"; superseded {row.superseded}"
@@ -110,28 +111,15 @@ def describe_row(row: Row) -> str:
     return text + (f"; normal after {row.normal_after_s:.1f} s" if row.normal_after_s is not None else "")
 
 
-@contextlib.contextmanager
-def more_decoders(options: argparse.Namespace, stack: Stack) -> Iterator[list[Replica]]:
-    """Those that are asked for beside the stack's own."""
-    arguments = ("--secret-file", str(stack.folder / "secret"), *stack.settings.decoder_args)
-    with contextlib.ExitStack() as running:
-        decoders = []
-        for _ in range(options.decoders - 1):
-            decoders.append(Replica("decoder", stack.folder, stack.redis_url, arguments))
-            running.callback(decoders[-1].terminate)
-        for decoder in decoders:
-            decoder.until_ready(stack.settings.start_timeout_s)
-        yield decoders
-
-
 async def measure(
-    options: argparse.Namespace, environment: Environment, stack: Stack, decoders: Sequence[Replica]
+    options: argparse.Namespace, environment: Environment, stack: Stack, more: More
 ) -> AsyncIterator[Row]:
     habits = Habits(options.clicks_per_s, options.clicks_per_image)
-    addresses = (stack.decoder, *(decoder.address for decoder in decoders))
-    place = Place(stack.encoder, addresses, options.image.read_bytes(), options.streams)
+    encoders = (stack.encoder, *(encoder.address for encoder in more["encoder"]))
+    decoders = (stack.decoder, *(decoder.address for decoder in more["decoder"]))
+    place = Place(encoders, decoders, options.image.read_bytes(), options.streams)
     bounds: dict[Kind, int] = {"encode": options.encode_queue_ms, "click": options.click_queue_ms}
-    run = Run(stack, decoders, place, options.generators, habits, bounds, environment)
+    run = Run(stack, more, place, options.generators, habits, bounds, environment)
     rows = (
         run_overload(run, options.overload, options.seconds, options.calm_seconds)
         if options.overload
@@ -149,11 +137,9 @@ def keep(path: Path, rows: Sequence[Row]) -> None:
     write_rows(path, Row, [*kept, *rows])
 
 
-async def collect(
-    options: argparse.Namespace, environment: Environment, stack: Stack, decoders: Sequence[Replica]
-) -> list[Row]:
+async def collect(options: argparse.Namespace, environment: Environment, stack: Stack, more: More) -> list[Row]:
     rows = []
-    async for row in measure(options, environment, stack, decoders):
+    async for row in measure(options, environment, stack, more):
         print(describe_row(row), flush=True)
         rows.append(row)
     return rows
@@ -164,8 +150,11 @@ def main(arguments: Sequence[str]) -> None:
     environment = describe_environment(options, arguments)
     print(", ".join(f"{name} {value}" for name, value in vars(environment).items()), flush=True)
     try:
-        with Stack(stack_settings(options)) as stack, more_decoders(options, stack) as decoders:
-            rows = asyncio.run(collect(options, environment, stack, decoders))
+        with (
+            Stack(stack_settings(options)) as stack,
+            more_replicas(stack, encoders=options.encoders - 1, decoders=options.decoders - 1) as more,
+        ):
+            rows = asyncio.run(collect(options, environment, stack, more))
     except StackError as problem:
         sys.exit(f"error: {problem}\n" + "\n".join(problem.log_tail))
     path = results_path(options.results, "load", environment.device)

@@ -33,12 +33,13 @@ class Place:
     """Where a crowd works and with what.
 
     Args:
-        decoders: addresses; the key of an image says which one it belongs to.
+        encoders: addresses; an annotator stays with one.
+        decoders: as well; the key of an image says which one it belongs to.
         image: a JPEG.
         streams: each annotator clicks on a PredictMasksStream that stays open, not with one PredictMasks a click.
     """
 
-    encoder: str
+    encoders: tuple[str, ...]
     decoders: tuple[str, ...]
     image: bytes
     streams: bool = False
@@ -54,6 +55,7 @@ class Outcome:
         reason: OK, SUPERSEDED, or why there was no answer.
         retry_s: how long a refused caller is asked to wait; None if it is not.
         stages_ms: of an answer, what the service says of its time, `queue` above all.
+        sent_late_ms: how long after `at_s` it was sent.
     """
 
     kind: Kind
@@ -62,6 +64,7 @@ class Outcome:
     reason: str
     retry_s: float | None = None
     stages_ms: Mapping[str, float] = field(default_factory=dict)
+    sent_late_ms: float = 0.0
 
 
 class Crowd:
@@ -76,7 +79,7 @@ class Crowd:
     def __init__(self, place: Place, number: int = 0):
         self._place = place
         self._number = number
-        self._stubs: list[tuple[Any, dict[str, Any]]] = []
+        self._stubs: list[tuple[list[Any], dict[str, Any]]] = []
         self._channels: list[grpc.aio.Channel] = []
         self._streams: dict[tuple[int, str], ClickStream] = {}
         self._first = encoder_pb2.EmbeddingInfo()
@@ -86,7 +89,7 @@ class Crowd:
         self._sent_images = 0
 
     async def __aenter__(self) -> Self:
-        self._first = (await self._stub(0)[0].EncodeImage(self._next_image(), timeout=600)).embedding
+        self._first = (await self._encoder(0).EncodeImage(self._next_image(), timeout=600)).embedding
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -165,15 +168,17 @@ class Crowd:
     async def _send(self, event: Event, due_s: float) -> Outcome:
         send: Callable[[Event], Any] = self._encode if event.kind == "encode" else self._click
         reason, retry_s, stages_ms = OK, None, dict[str, float]()
+        sent_late_ms = (time.monotonic() - due_s) * 1000
         try:
             stages_ms = read_stages(await send(event))
         except (grpc.aio.AioRpcError, SplitsamError) as problem:
             error = problem if isinstance(problem, SplitsamError) else error_from_rpc(problem, "")
             reason, retry_s = error.reason, error.retry_delay_s
-        return Outcome(event.kind, event.at_s, (time.monotonic() - due_s) * 1000, reason, retry_s, stages_ms)
+        latency_ms = (time.monotonic() - due_s) * 1000
+        return Outcome(event.kind, event.at_s, latency_ms, reason, retry_s, stages_ms, sent_late_ms)
 
     async def _encode(self, event: Event) -> encoder_pb2.EncodeTimings:
-        call = self._stub(event.annotator)[0].EncodeImage(self._next_image(), timeout=DEADLINE_S["encode"])
+        call = self._encoder(event.annotator).EncodeImage(self._next_image(), timeout=DEADLINE_S["encode"])
         answer: encoder_pb2.EncodeImageResponse = await call
         self._newest[event.annotator] = answer.embedding
         telling = asyncio.create_task(self._tell(event, answer.embedding))
@@ -241,12 +246,16 @@ class Crowd:
             stream = self._streams[annotator, home] = ClickStream(self._stub(annotator)[1][home])
         return stream
 
-    def _stub(self, annotator: int) -> tuple[Any, dict[str, Any]]:
+    def _encoder(self, annotator: int) -> Any:
+        encoders = self._stub(annotator)[0]
+        return encoders[annotator % len(encoders)]
+
+    def _stub(self, annotator: int) -> tuple[list[Any], dict[str, Any]]:
         number = annotator // _ANNOTATORS_PER_CHANNEL
         while len(self._stubs) <= number:
-            encoder = encoder_pb2_grpc.EncoderServiceStub(self._open(self._place.encoder))
+            encoders = [encoder_pb2_grpc.EncoderServiceStub(self._open(each)) for each in self._place.encoders]
             decoders = {each: decoder_pb2_grpc.DecoderServiceStub(self._open(each)) for each in self._place.decoders}
-            self._stubs.append((encoder, decoders))
+            self._stubs.append((encoders, decoders))
         return self._stubs[number]
 
     def _open(self, address: str) -> grpc.aio.Channel:

@@ -1,5 +1,6 @@
 """The rows of the load generator: one kind of request in one phase of a run."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Figures:
         fill: work units in a batch, on average: images or prompts.
         rss_mib: most resident memory of the service.
         bound_ms: longest wait for a batch that the service was set to.
+        sent_late_ms_p99: how long after they were due the requests left: what of their latency is the generator's own.
+        cores, busy_cores: of the machine, with all that ran on it; None, as the last, in rows of before there were any.
         normal_after_s: recovery: end of the last request that was refused or took over three times the unloaded p99.
     """
 
@@ -58,6 +61,9 @@ class Figures:
     rss_mib: float
     bound_ms: int
     normal_after_s: float | None
+    sent_late_ms_p99: float | None
+    cores: int | None
+    busy_cores: float | None
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,13 @@ def summarise(
     watched: Watched,
     bound_ms: int,
     environment: Environment,
+    busy_cores: float,
     unloaded_ms: float | None = None,
 ) -> Row:
     """One row of a phase's outcomes of a kind.
 
     Args:
+        busy_cores: of the machine, in that time.
         unloaded_ms: p99 without load, for a phase of recovery.
     """
     answers = [outcome for outcome in outcomes if outcome.reason == OK]
@@ -137,6 +145,9 @@ def summarise(
         rss_mib=watched.rss_mib,
         bound_ms=bound_ms,
         normal_after_s=None if unloaded_ms is None else normal_after_s(outcomes, unloaded_ms),
+        sent_late_ms_p99=percentile([outcome.sent_late_ms for outcome in outcomes], 99),
+        cores=os.cpu_count(),
+        busy_cores=busy_cores,
         **vars(environment),
     )
 

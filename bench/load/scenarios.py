@@ -1,18 +1,21 @@
 """The runs: a steady crowd, or an overload with what was before and comes after."""
 
+import asyncio
 import math
 import statistics
+import time
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 
 from bench.calls import make_different
-from bench.faults.deployment import Replica
 from bench.load.annotators import KINDS, Habits, Kind, annotators_for, plan_crowd
 from bench.load.crowd import Crowd, Place
 from bench.load.generators import play
 from bench.load.rows import Environment, Phase, Row, summarise
-from bench.load.watch import watching
+from bench.load.watch import busy_cores, watching
+from bench.replicas import More
+from bench.spread import START_S
 from splitsam.client.stack import Stack
 
 # Of the capacity, what counts as no load.
@@ -24,14 +27,14 @@ class Run:
     """A crowd in front of a stack.
 
     Args:
-        decoders: beside the stack's own.
+        more: processes beside the stack's own.
         generators: processes of the crowd.
         bound_ms: `max_queue_ms` of the service behind each kind of request.
         seed: of everybody's schedule.
     """
 
     stack: Stack
-    decoders: Sequence[Replica]
+    more: More
     place: Place
     generators: int
     habits: Habits
@@ -44,8 +47,10 @@ class Run:
         events = plan_crowd(phase.annotators, self.habits, phase.seconds, f"{self.seed} {phase.name}")
         # Its own images: those of the phase before are in the cache.
         images = make_different(self.place.image, zlib.crc32(phase.name.encode()), 0)
-        async with watching(self.stack, self.decoders) as watched:
-            outcomes = await play(replace(self.place, image=images), events, self.generators)
+        async with watching(self.stack, self.more) as watched:
+            start_s = time.monotonic() + START_S
+            playing = play(replace(self.place, image=images), events, self.generators, start_s)
+            outcomes, busy = await asyncio.gather(playing, busy_cores(start_s, phase.seconds))
         return [
             summarise(
                 phase,
@@ -54,6 +59,7 @@ class Run:
                 watched[kind],
                 self.bound_ms[kind],
                 self.environment,
+                busy,
                 unloaded[kind].ms_p99 if unloaded and phase.name == "recovery" else None,
             )
             for kind in KINDS

@@ -25,6 +25,8 @@ _COLUMNS = (
     "refused",
     "refusal ms p50 / p99",
     "MiB",
+    "sent late, ms p99",
+    "busy cores",
 )
 
 
@@ -64,6 +66,8 @@ def _cells(row: Row) -> list[str]:
         row.refusals,
         _figures(row.refusal_ms_p50, row.refusal_ms_p99) if row.refused else "",
         f"{row.rss_mib:.0f}",
+        _figures(row.sent_late_ms_p99),
+        "-" if row.busy_cores is None else f"{row.busy_cores:.1f} of {row.cores}",
     ]
 
 

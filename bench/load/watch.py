@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -14,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.faults.deployment import Replica
 from bench.load.annotators import KINDS, Kind
+from bench.replicas import More
 from splitsam.client.stack import ServiceName, Stack
 
 SERVICES: dict[Kind, ServiceName] = {"encode": "encoder", "click": "decoder"}
@@ -40,16 +41,18 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watching(stack: Stack, decoders: Sequence[Replica] = ()) -> AsyncIterator[dict[Kind, Watched]]:
+async def watching(stack: Stack, more: More | None = None) -> AsyncIterator[dict[Kind, Watched]]:
     """Watch both services inside the `with`; the figures are complete after it.
 
     Args:
-        decoders: beside the stack's own.
+        more: processes beside the stack's own.
     """
+    replicas: More = more or {}
     urls: dict[Kind, list[str]] = {kind: [stack.metrics_url(service)] for kind, service in SERVICES.items()}
-    urls["click"] += [decoder.metrics_url for decoder in decoders]
     pids: dict[Kind, list[int]] = {kind: [stack.children[service].pid] for kind, service in SERVICES.items()}
-    pids["click"] += [decoder.pid for decoder in decoders]
+    for kind, service in SERVICES.items():
+        urls[kind] += [replica.metrics_url for replica in replicas.get(service, ())]
+        pids[kind] += [replica.pid for replica in replicas.get(service, ())]
     seen = {kind: Watched() for kind in KINDS}
     before = {kind: _scrape(urls[kind]) for kind in KINDS}
     sampling = asyncio.create_task(_sample(pids, seen))
@@ -77,6 +80,26 @@ def cpu_seconds(pid: int, *, main_thread: bool = False) -> float:
     fields = (folder / "stat").read_text().rpartition(")")[2].split()
     user, system = fields[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def with_children(pid: int) -> list[int]:
+    """A process and those that it has started and that still run."""
+    started = (thread / "children" for thread in Path(f"/proc/{pid}/task").iterdir())
+    return [pid, *(int(child) for children in started for child in children.read_text().split())]
+
+
+async def busy_cores(start_s: float, seconds: float) -> float:
+    """Of the machine, whoever keeps them busy, on average from `start_s` of time.monotonic() on."""
+    await asyncio.sleep(start_s - time.monotonic())
+    before_s = _busy_s()
+    await asyncio.sleep(start_s + seconds - time.monotonic())
+    return (_busy_s() - before_s) / seconds
+
+
+def _busy_s() -> float:
+    """What all processes have used of all cores since the machine's start; the kernel's own work included."""
+    user, nice, system, _idle, _io_wait, irq, soft_irq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
 
 
 async def _sample(pids: dict[Kind, list[int]], seen: dict[Kind, Watched]) -> None:

@@ -1,6 +1,7 @@
 """Ten times more requests than there is room for, one tenant's flood, and many idle or slow streams."""
 
 import asyncio
+import time
 from queue import SimpleQueue
 
 import pytest
@@ -11,6 +12,7 @@ from bench.load.crowd import OK, Crowd, Place
 from bench.load.generators import play
 from bench.load.streams import SUPERSEDED
 from bench.load.watch import resident_mib, watching
+from bench.spread import START_S
 from splitsam.client.stack import Stack, StackSettings
 from splitsam.v1 import decoder_pb2 as pb
 
@@ -38,7 +40,7 @@ def small_stack(device_args, tmp_path):
 @pytest.mark.own_services
 async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small_stack, photo):
     services = {"encode": "encoder", "click": "decoder"}
-    async with Crowd(Place(small_stack.encoder, (small_stack.decoder,), photo)) as crowd:
+    async with Crowd(Place((small_stack.encoder,), (small_stack.decoder,), photo)) as crowd:
         async with watching(small_stack) as busy:
             capacity = await crowd.measure_capacity(HABITS, seconds=6.0)
         events = plan_crowd(annotators_for(10 * capacity, HABITS), HABITS, 20.0, "overload")
@@ -64,9 +66,9 @@ async def test_overload_is_refused_with_pushback_and_leaves_nothing_behind(small
 
 
 async def test_clicks_on_a_stream_are_answered_or_superseded_by_a_newer_one(open_stack, photo):
-    place = Place(open_stack.encoder, (open_stack.decoder,), photo, streams=True)
+    place = Place((open_stack.encoder,), (open_stack.decoder,), photo, streams=True)
     clicks = [Event(0.0, "click", annotator, 0, number) for annotator in range(3) for number in range(4)]
-    outcomes = await play(place, clicks, generators=2)
+    outcomes = await play(place, clicks, generators=2, start_s=time.monotonic() + START_S)
     by_share = [outcomes[:8], outcomes[8:]]  # annotators 0 and 2, annotator 1
     assert {outcome.reason for outcome in outcomes} <= {OK, SUPERSEDED}
     assert [sum(outcome.reason == OK for outcome in share) > 0 for share in by_share] == [True, True]

@@ -12,7 +12,7 @@ from bench.load.crowd import OK, Outcome
 from bench.row_file import read_rows
 
 OPTIONS = ("--model", "vit_t", "--device", "cpu", "--commit", "abc")
-SETTING = Setting("vit_b", "bf16", "1,4,16", "--decode-threads 8", 64, 4, 10.0, 16)
+SETTING = Setting("vit_b", "bf16", "1,4,16", 2, "--decode-threads 8", 64, 4, 10.0, 16)
 USAGE = Usage(15.5, 3.25, 0.5, 1.75, 800.0, 810.0, 3001.4, 3002.0, 16500.0, 16511.2)
 MACHINE = {"gpu": "H100", "torch": "2", "triton": "3", "commit": "abc", "command": "python -m x"}
 
@@ -49,7 +49,7 @@ def test_clients_are_answered_and_counted(tmp_path, capsys):
     assert min(row.encoder_cores, row.redis_sets_s, row.redis_mib_s) > 0
     assert min(row.encoder_mib_first, row.encoder_mib_last) > 100  # torch alone takes more
     assert min(row.redis_mib_first, row.redis_mib_last) > 1
-    assert "vit_t fp32, 3 clients: " in capsys.readouterr().out
+    assert "vit_t fp32, 1 encoders, 3 clients: " in capsys.readouterr().out
 
 
 def test_precision_that_the_device_cannot_do_is_refused_in_one_line(tmp_path):
@@ -79,7 +79,7 @@ def test_table_says_what_the_model_alone_does_and_what_was_busy():
     row = summarise(SETTING, 16, 450.0, seen, USAGE, MACHINE)
     table = build_tables([row])
     assert "**H100**, 16 CPU cores, torch 2, triton 3" in table
-    assert "| vit_b | bf16 | 1,4,16 | `--decode-threads 8` | 64 in 4 | 385 | 450 | 85.6% |" in table
+    assert "| vit_b | bf16 | 1,4,16 | 2 | `--decode-threads 8` | 64 in 4 | 385 | 450 | 85.6% |" in table
     assert "| 15.50 |  |  | 3.25 / 0.50 / 1.75 | 800, 810 | 3001 / 3002 | 16500 / 16511 |" in table
     before = dataclasses.replace(row, encoder_mib_first=None, encoder_mib_last=None)  # as rows were once written
     assert "| 800, 810 |  | 16500 / 16511 |" in build_tables([before])

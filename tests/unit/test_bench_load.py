@@ -17,14 +17,14 @@ ENVIRONMENT = Environment("cpu-2-cores", "vit_t", 0.1, "2.13", "1.85", "abc1234"
 
 def outcomes(*latencies: float, reason: str = OK, retry_s: float | None = None) -> list[Outcome]:
     return [
-        Outcome("click", float(at_s), ms, reason, retry_s, {"queue": ms / 2, "model": 1})
+        Outcome("click", float(at_s), ms, reason, retry_s, {"queue": ms / 2, "model": 1}, sent_late_ms=ms / 10)
         for at_s, ms in enumerate(latencies)
     ]
 
 
 def row(name: str, seen: list[Outcome], unloaded_ms: float | None = None) -> Row:
     phase = Phase("overload", name, 10.0, 3)
-    return summarise(phase, "click", seen, Watched(1.5, 20.0, 300.0), 500, ENVIRONMENT, unloaded_ms)
+    return summarise(phase, "click", seen, Watched(1.5, 20.0, 300.0), 500, ENVIRONMENT, 1.5, unloaded_ms)
 
 
 def test_a_schedule_is_its_seeds_and_in_order():
@@ -66,6 +66,7 @@ def test_a_row_keeps_answers_and_refusals_apart():
     assert made.refusals == "QUEUE_FULL 2, DEADLINE_EXCEEDED 1"
     assert (made.refusal_ms_p50, made.refusal_ms_p99) == (7, 9)
     assert made.normal_after_s is None
+    assert (made.sent_late_ms_p99, made.busy_cores) == (100, 1.5)
 
 
 def test_a_superseded_click_is_neither_answered_nor_refused():
