@@ -6,6 +6,7 @@ a thread; so the parts that could make it warn are read here and taken out. The 
 
 import re
 import struct
+from collections.abc import Iterator
 
 from splitsam.common.shapes import IMAGE_FORMATS
 
@@ -20,6 +21,7 @@ _ORIENTATION_TAG, _SHORT, _LONG = 0x0112, 3, 4
 # A segment's marker: not padding (FF), an escape (00) or a marker that stands alone (01, D0 to D8).
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _JPEG_START_OF_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+_JPEG_END = b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_METADATA = frozenset(range(0xE1, 0xF0)) - {0xEE} | {0xFE}
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
@@ -57,18 +59,39 @@ def guess_pixels(data: bytes) -> int:
     return width * height
 
 
-def _read_jpeg_size(data: bytes) -> tuple[int, int]:
-    """Source: ITU-T T.81, B.2.2."""
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers of segments and where they stand, to the first scan.
+
+    Source: ITU-T T.81, B.1.1.
+    """
     position = 2
     for _ in range(MAX_PARTS):
         match = _JPEG_MARKER.search(data, position)
-        if match is None or match[1][0] == _JPEG_START_OF_SCAN:
-            break
-        if match[1][0] in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, match.start() + 5)
-            return width, height
+        if match is None:
+            return
+        yield match[1][0], match.start()
+        if match[1][0] == _JPEG_START_OF_SCAN:
+            return
         position = match.start() + 2 + int.from_bytes(data[match.start() + 2 : match.start() + 4], "big")
+
+
+def _read_jpeg_size(data: bytes) -> tuple[int, int]:
+    """Source: ITU-T T.81, B.2.2."""
+    for marker, start in _jpeg_markers(data):
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, start + 5)
+            return width, height
     raise DamagedImage("the JPEG has no frame")
+
+
+def find_jpeg_end(data: bytes) -> int | None:
+    """Where a JPEG of one scan ends; None when it has more scans, or is cut short."""
+    for marker, start in _jpeg_markers(data):
+        if marker == _JPEG_START_OF_SCAN:
+            # In the data of a scan 0xFF is always escaped.
+            end = data.find(_JPEG_END, start)
+            return end + len(_JPEG_END) if end >= 0 and data.count(b"\xff\xda", start, end) == 1 else None
+    return None
 
 
 def read_orientation(exif: bytes) -> int:

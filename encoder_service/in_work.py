@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from splitsam.common.batcher import Lane
 from splitsam.common.keys import Crop
 from splitsam.encoder_service.image_header import guess_pixels
-from splitsam.encoder_service.preprocess import PreparedImage
+from splitsam.encoder_service.model import EncoderImage
 
 _UNIT_PIXELS = 1_000_000
 
@@ -37,7 +37,7 @@ class Work:
     lane: Lane
     upload: Upload
     promoted_at_s: float = -math.inf
-    prepared: PreparedImage | None = None
+    prepared: EncoderImage | None = None
 
 
 def hash_and_weigh(image: bytes, max_pixels: int) -> tuple[bytes, int]:

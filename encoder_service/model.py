@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,19 @@ from splitsam.encoder_service.preprocess import PreparedImage
 
 # A batch is filled up to the next of the fixed sizes if that much of it is images; else it is split into smaller ones.
 _FULL_ENOUGH = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceImage:
+    """A PreparedImage whose pixels, [h, w, 3] uint8, are on the device, complete."""
+
+    pixels: Tensor
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+    orientation: int
+
+
+EncoderImage = PreparedImage | DeviceImage
 
 
 class EncoderModel:
@@ -71,7 +85,7 @@ class EncoderModel:
             return image
         return dataclasses.replace(image, pixels=torch.from_numpy(image.pixels).pin_memory().numpy())
 
-    def encode(self, images: Sequence[PreparedImage]) -> list[Tensor | InternalError]:
+    def encode(self, images: Sequence[EncoderImage]) -> list[Tensor | InternalError]:
         """Compute embeddings.
 
         Returns:
@@ -84,7 +98,7 @@ class EncoderModel:
         """
         return finish(self._answer(images), self.device)
 
-    async def encode_on_loop(self, images: Sequence[PreparedImage]) -> list[Tensor | InternalError]:
+    async def encode_on_loop(self, images: Sequence[EncoderImage]) -> list[Tensor | InternalError]:
         """As `encode`, on the thread of an event loop, where it `is_graphed`: the next batch can be begun meanwhile."""
         return await finish_on_loop(self._answer(images), self.device)
 
@@ -105,7 +119,7 @@ class EncoderModel:
                 finish(batch, self.device)
 
     @torch.inference_mode()
-    def _answer(self, images: Sequence[PreparedImage]) -> Steps[list[Tensor | InternalError]]:
+    def _answer(self, images: Sequence[EncoderImage]) -> Steps[list[Tensor | InternalError]]:
         if not images:
             raise ValueError("a batch needs at least one image")
         results: list[Tensor | InternalError] = []
@@ -116,7 +130,7 @@ class EncoderModel:
                 results.append(embedding if is_finite else InternalError("the embedding is not finite"))
         return results
 
-    def _chunks(self, images: Sequence[PreparedImage]) -> Iterator[tuple[Sequence[PreparedImage], int]]:
+    def _chunks(self, images: Sequence[EncoderImage]) -> Iterator[tuple[Sequence[EncoderImage], int]]:
         """Images that go through the encoder together, and the size of their batch."""
         start = 0
         while start < len(images):
@@ -129,13 +143,13 @@ class EncoderModel:
             yield images[start : start + size], size
             start += size
 
-    def _launch(self, images: Sequence[PreparedImage], size: int) -> Download:
+    def _launch(self, images: Sequence[EncoderImage], size: int) -> Download:
         """[n, 256, 64, 64] on its way to the host, and for each image whether all its numbers are finite."""
         embeddings = self._run(self._normalise(*self._bring(images, size)))[: len(images)]
         finite = embeddings.isfinite().flatten(1).all(dim=1)
         return self._send(saturate(embeddings, self._embedding_dtype), finite)
 
-    def _bring(self, images: Sequence[PreparedImage], size: int) -> tuple[Tensor, Tensor]:
+    def _bring(self, images: Sequence[EncoderImage], size: int) -> tuple[Tensor, Tensor]:
         """Pixels [size, 1024, 1024, 3] uint8 and [size, 2] int64, the height and width of the images in them."""
         if self._bringing is None:
             return self._copy(images, size)
@@ -147,12 +161,15 @@ class EncoderModel:
         sizes.record_stream(current)
         return pixels, sizes
 
-    def _copy(self, images: Sequence[PreparedImage], size: int) -> tuple[Tensor, Tensor]:
+    def _copy(self, images: Sequence[EncoderImage], size: int) -> tuple[Tensor, Tensor]:
         pixels = torch.empty(size, IMAGE_SIDE_PX, IMAGE_SIDE_PX, 3, dtype=torch.uint8, device=self.device)
         sizes = np.zeros((size, 2), np.int64)
         for number, image in enumerate(images):
             width, height = sizes[number, ::-1] = image.input_size
-            pixels[number, :height, :width].copy_(torch.from_numpy(image.pixels), non_blocking=True)
+            source = image.pixels if isinstance(image, DeviceImage) else torch.from_numpy(image.pixels)
+            pixels[number, :height, :width].copy_(source, non_blocking=True)
+            if source.is_cuda:
+                source.record_stream(torch.cuda.current_stream(self.device))
         return pixels, upload(sizes, self.device)
 
     def _send(self, embeddings: Tensor, finite: Tensor) -> Download:

@@ -22,7 +22,8 @@ from splitsam.common.records import EMBEDDING, SHAPES, RecordHeader, Size
 from splitsam.common.single_flight import SingleFlight
 from splitsam.encoder_service.decode_workers import DecodeWorkers
 from splitsam.encoder_service.in_work import Upload, Work, count_in_lanes, count_on_their_way, hash_and_weigh
-from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
+from splitsam.encoder_service.model import DeviceImage, EncoderImage
+from splitsam.encoder_service.preprocess import PreparedImage, prepare_image
 from splitsam.encoder_service.settings import EncoderSettings
 
 _CLAIM_POLL_S = 0.05
@@ -63,31 +64,34 @@ class EncodePipeline:
 
     Args:
         pin: what is done with a prepared image on the thread that prepared it, before it waits for its batch.
+        decode_on_device: tried first with what is not cropped; None for an image that is prepared on the host.
     """
 
     def __init__(
         self,
-        batcher: Batcher[PreparedImage, torch.Tensor],
+        batcher: Batcher[EncoderImage, torch.Tensor],
         cache: RecordCache,
         keys: KeyRing,
         version: EncodingVersion,
         settings: EncoderSettings,
         metrics: Metrics,
         pin: Callable[[PreparedImage], PreparedImage] = lambda image: image,
+        decode_on_device: Callable[[bytes], DeviceImage | None] = lambda _: None,
     ):
         self._batcher = batcher
         self._pin = pin
+        self._decode_on_device = decode_on_device
         self._cache = cache
         self._keys = keys
         self._version = version
         self._settings = settings
         self._metrics = metrics
-        self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self._limits = settings.image_limits()
         self._flights: SingleFlight[Address, Encoded] = SingleFlight()
         self._works: dict[Address, Work] = {}
         self._workers: DecodeWorkers | None = None
         self._hashing = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="splitsam-hash")
-        self._prepare: Batcher[Upload, PreparedImage] = Batcher(
+        self._prepare: Batcher[Upload, EncoderImage] = Batcher(
             self._decode,
             name="prepare",
             called="decode image",
@@ -251,13 +255,16 @@ class EncodePipeline:
         timings = EncodeTimings(cache_ms, decoded.model_ms, queue_ms, served.model_ms, store_ms)
         return Encoded(header, cache_hit=False, stored=stored, timings=timings)
 
-    def _decode(self, uploads: Sequence[Upload]) -> list[PreparedImage]:
-        return [self._pin(self._decode_one(upload)) for upload in uploads]
+    def _decode(self, uploads: Sequence[Upload]) -> list[EncoderImage]:
+        return [self._decode_one(upload) for upload in uploads]
 
-    def _decode_one(self, upload: Upload) -> PreparedImage:
+    def _decode_one(self, upload: Upload) -> EncoderImage:
+        on_device = self._decode_on_device(upload.image) if upload.crop is None else None
+        if on_device is not None:
+            return on_device
         if self._workers is not None:
-            return self._workers.prepare(upload.image, upload.crop)
-        return prepare_image(upload.image, self._limits, upload.crop)
+            return self._pin(self._workers.prepare(upload.image, upload.crop))
+        return self._pin(prepare_image(upload.image, self._limits, upload.crop))
 
     async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
         try:

@@ -44,7 +44,7 @@ _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     PNG: PngImageFile,
     WEBP: WebPImageFile,
 }
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -123,11 +123,11 @@ def prepare_image(data: bytes, limits: ImageLimits, crop: Crop | None = None) ->
         image, orientation = _open(data, image_format, limits)
         upright_size = image.size[::-1] if orientation in _SIDES_SWAPPED else image.size
         image_size = upright_size if crop is None else _crop_size(crop, upright_size)
-        input_size = _input_size(*image_size)
+        input_size = fit_input_size(*image_size)
         upright = _turn_upright(_to_rgb(image), orientation)
     except DamagedImage as error:
         raise InvalidArgument("image", f"cannot be decoded as {image_format}: {error}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise InvalidArgument("image", f"cannot be decoded as {image_format}: damaged or cut short") from error
     if crop is not None:
         upright = upright.crop(crop)
@@ -167,7 +167,7 @@ def _crop_size(crop: Crop, image_size: tuple[int, int]) -> tuple[int, int]:
     return x1 - x0, y1 - y0
 
 
-def _input_size(width: int, height: int) -> tuple[int, int]:
+def fit_input_size(width: int, height: int) -> tuple[int, int]:
     """(width, height) after resizing; the arithmetic of ResizeLongestSide.get_preprocess_shape, rounding included."""
     scale = IMAGE_SIDE_PX * 1.0 / max(width, height)
     size = int(width * scale + 0.5), int(height * scale + 0.5)

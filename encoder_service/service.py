@@ -20,7 +20,8 @@ from splitsam.common.redis_figures import watch_redis
 from splitsam.encoder_service import compile_cache
 from splitsam.encoder_service.ahead_of_time import check_precision_of_file
 from splitsam.encoder_service.calibration import Calibration, find_calibration, report_folders
-from splitsam.encoder_service.model import EncoderModel
+from splitsam.encoder_service.jpeg_on_gpu import NVJPEG_VERSION, JpegDecoder
+from splitsam.encoder_service.model import DeviceImage, EncoderImage, EncoderModel
 from splitsam.encoder_service.pipeline import EncodePipeline
 from splitsam.encoder_service.precision import check_precision, choose_precision, rungs_of
 from splitsam.encoder_service.preprocess import PREPROCESS_VERSION, PreparedImage
@@ -43,9 +44,10 @@ class EncoderService:
         self._keys = settings.key_ring()
         self._device = choose_device(settings.device)
         check_precision(settings.precision, self._device)  # before any weights are fetched
+        self._jpegs = JpegDecoder(settings.image_limits(), self._device) if settings.jpeg_decoder == "nvjpeg" else None
         self._guard = DeviceGuard(self._device, metrics)
         self._servicer = EncoderServicer(settings)
-        self._batcher: Batcher[PreparedImage, torch.Tensor] | None = None
+        self._batcher: Batcher[EncoderImage, torch.Tensor] | None = None
         self._pipeline: EncodePipeline | None = None
         self._cache = RecordCache(
             settings.redis_address(),
@@ -87,7 +89,14 @@ class EncoderService:
                 return model.pin(image)
 
         self._pipeline = EncodePipeline(
-            self._batcher, self._cache, self._keys, version, self._settings, self._metrics, pin=pin
+            self._batcher,
+            self._cache,
+            self._keys,
+            version,
+            self._settings,
+            self._metrics,
+            pin=pin,
+            decode_on_device=self._decode_on_device,
         )
         self._pipeline.start()
         self._servicer.load(self._pipeline, info)
@@ -104,6 +113,12 @@ class EncoderService:
         if self._batcher is not None:
             await self._batcher.close()
         await self._cache.close()
+
+    def _decode_on_device(self, image: bytes) -> DeviceImage | None:
+        if self._jpegs is None:
+            return None
+        with self._guard.watch():
+            return self._jpegs.prepare(image)
 
     def _load(self) -> tuple[EncoderModel, ModelInfo]:
         settings = self._settings
@@ -135,7 +150,7 @@ class EncoderService:
             device=describe_device(self._device),
             notes=(*loaded.notes, *choice.notes, *cache_notes),
             codec=settings.codec,
-            preprocess_version=PREPROCESS_VERSION,
+            preprocess_version=PREPROCESS_VERSION if self._jpegs is None else NVJPEG_VERSION,
         )
         return model, info
 

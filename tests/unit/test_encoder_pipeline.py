@@ -21,8 +21,9 @@ from splitsam.common.calls import Call, current_call, share_of_deadline_s
 from splitsam.common.errors import DeadlineTooShort, EmbeddingExpired, InvalidArgument, QueueFull
 from splitsam.common.keys import EncodingVersion
 from splitsam.common.metrics import Metrics
-from splitsam.common.records import EMBEDDING, SHAPES
+from splitsam.common.records import EMBEDDING, SHAPES, Size
 from splitsam.encoder_service import pipeline
+from splitsam.encoder_service.model import DeviceImage
 from splitsam.encoder_service.pipeline import Encoded, EncodePipeline
 from splitsam.encoder_service.preprocess import PreparedImage
 from splitsam.encoder_service.settings import EncoderSettings
@@ -57,7 +58,17 @@ class Replica:
             max_queue_ms=settings.lane_queue_ms,
             metrics=metrics,
         )
-        self.pipeline = EncodePipeline(self.batcher, self.cache, self.keys, VERSION, settings, metrics, self._pin)
+        self.on_device: Callable[[bytes], DeviceImage | None] = lambda _: None
+        self.pipeline = EncodePipeline(
+            self.batcher,
+            self.cache,
+            self.keys,
+            VERSION,
+            settings,
+            metrics,
+            self._pin,
+            decode_on_device=lambda image: self.on_device(image),
+        )
 
     def _pin(self, image: PreparedImage) -> PreparedImage:
         """On the thread that has decoded an image."""
@@ -121,6 +132,17 @@ def picture(width: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, 20), (width % 256, 10, 200)).save(file, "PNG")
     return file.getvalue()
+
+
+async def test_what_is_decoded_on_the_device_is_not_decoded_again(redis_server: RedisProcess):
+    async with Replica(redis_server.url) as replica:
+        on_device = DeviceImage(torch.zeros(20, 1024, 3, dtype=torch.uint8), (40, 20), (1024, 512), 0)
+        replica.on_device = {picture(40): on_device}.get
+        [there, _] = await asyncio.gather(*replica.encode(40, 41))
+        assert (there.header.image_size, replica.decoded) == (Size(40, 20), [41])
+        cropped = await replica.pipeline.encode("acme", picture(40), Lane.CLICK, crop=(0, 0, 10, 10))
+        assert cropped.header.image_size == Size(10, 10)
+        assert sorted(replica.encoded) == [10, 40, 41]
 
 
 async def test_an_image_is_computed_once_by_two_replicas(redis_server: RedisProcess):
