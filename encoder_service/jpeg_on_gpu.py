@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.nn import functional as F
@@ -89,6 +90,17 @@ class JpegDecoder:
         self._stream = new_stream(device, priority=-1)
         self._waiting: deque[_Entry] = deque()
         self._at_work = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Decode once, so that no image pays for first-time work.
+
+        Raises:
+            SettingsProblem: nothing comes out.
+        """
+        file = BytesIO()
+        Image.new("RGB", (64, 48)).save(file, "JPEG")
+        if self.prepare(file.getvalue()) is None:
+            raise SettingsProblem("jpeg_decoder: nvjpeg does not decode on this GPU")
 
     def prepare(self, data: bytes) -> DeviceImage | None:
         """As `prepare_image`, with the pixels on the device; None for what is left to it.

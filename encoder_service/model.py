@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from splitsam.common.codecs import saturate
-from splitsam.common.errors import InternalError
+from splitsam.common.errors import CheckpointError, InternalError
 from splitsam.common.precision import DTYPES, exact_convolutions
 from splitsam.common.shapes import IMAGE_SIDE_PX
 from splitsam.common.transfers import Download, Steps, finish, finish_on_loop, upload
@@ -104,7 +104,11 @@ class EncoderModel:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture or run every batch size once, so that no request pays for first-time work."""
+        """Capture or run every batch size once, so that no request pays for first-time work.
+
+        Raises:
+            CheckpointError: what comes out is not finite.
+        """
         if isinstance(self.image_encoder, GraphedEncoder):
             with exact_convolutions(self.device, self.dtype):
                 self.image_encoder.capture()
@@ -116,7 +120,8 @@ class EncoderModel:
             for batch in batches:
                 next(batch)
             for batch in batches:
-                finish(batch, self.device)
+                if any(isinstance(result, InternalError) for result in finish(batch, self.device)):
+                    raise CheckpointError(f"the embedding of an empty image is not finite, in batches of {count}")
 
     @torch.inference_mode()
     def _answer(self, images: Sequence[EncoderImage]) -> Steps[list[Tensor | InternalError]]:

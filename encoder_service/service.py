@@ -142,6 +142,8 @@ class EncoderService:
             embedding_dtype=CODECS[settings.codec].dtype,
         )
         cache_notes = compile_cache.warm_up(model.warm_up)
+        if self._jpegs is not None:
+            self._jpegs.warm_up()
         info = ModelInfo(
             name=loaded.name,
             model_id=loaded.model_id,

@@ -27,7 +27,9 @@ pytest.importorskip("torchvision")
 
 @pytest.fixture(scope="module")
 def decoder() -> JpegDecoder:
-    return JpegDecoder(LIMITS, GPU)
+    decoder = JpegDecoder(LIMITS, GPU)
+    decoder.warm_up()
+    return decoder
 
 
 def as_jpeg(image: Image.Image, **options) -> bytes:

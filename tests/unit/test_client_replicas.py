@@ -193,7 +193,7 @@ def test_a_prefetch_on_a_connection_that_is_left_ends_in_peace(serve):  # noqa: 
 
 def test_a_name_of_several_replicas_is_asked_past_one_that_goes(call, serve):  # noqa: F811
     """As gRPC resolves `dns:///` and the name of a headless Service: one target, several addresses."""
-    going = ScriptedDecoder(PredictMasks=[errors.NotReady("draining", retry_delay_s=SOON_S)])
+    going = ScriptedDecoder(PredictMasks=[errors.NotReady("draining", retry_delay_s=0.2)])
     alive = [willing(), willing()]
     name = "ipv4:" + ",".join(serve(each) for each in (going, *alive))
     for key in KEYS:

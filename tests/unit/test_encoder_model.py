@@ -11,7 +11,7 @@ import torch
 import torchvision_shim  # noqa: F401
 from PIL import Image
 
-from splitsam.common.errors import InternalError
+from splitsam.common.errors import CheckpointError, InternalError
 from splitsam.common.sam_modules import Sam, assemble_sam
 from splitsam.encoder_service.model import EncoderModel
 from splitsam.encoder_service.preprocess import ImageLimits, PreparedImage, prepare_image
@@ -144,12 +144,19 @@ def plain(value: int) -> PreparedImage:
 )
 def test_batches_have_few_fixed_sizes(batch_sizes: tuple[int, ...], count: int, seen: list[int]):
     recorder = Recorder()
-    model = EncoderModel(recorder, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), batch_sizes=batch_sizes)
+    mean = torch.full((3, 1, 1), -1.0)
+    model = EncoderModel(recorder, mean, torch.ones(3, 1, 1), batch_sizes=batch_sizes)
     assert len(model.encode([plain(5)] * count)) == count
     assert recorder.batches == seen
     recorder.batches.clear()
     model.warm_up()
     assert recorder.batches == (sorted(batch_sizes) or [1])
+
+
+def test_model_whose_embeddings_are_not_finite_does_not_start():
+    model = EncoderModel(Recorder(), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    with pytest.raises(CheckpointError, match="embedding of an empty image is not finite, in batches of 1"):
+        model.warm_up()
 
 
 @pytest.mark.parametrize("batch_sizes", [(), (1, 4)])
