@@ -43,6 +43,7 @@ log = logging.getLogger("splitsam.cache")
 KIND_NAMES = {EMBEDDING: "embedding", LOGITS: "logits"}
 # Peeks are counted apart: they come before encoding, and what was never there says nothing of the room in Redis.
 _HEADER_NAME = "header"
+_CLAIM = "claim"
 _BREAKER_OPEN_S = 1.0
 Reply = TypeVar("Reply")
 
@@ -154,26 +155,44 @@ class RecordCache:
         self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, wait_s: float | None = None
     ) -> RecordHeader | None:
         """As `get`, but reads the header alone: some bytes where the record has megabytes."""
+        return await self._first(_HEADER_NAME, functools.partial(self._look, kind, ttl_s), addresses, wait_s)
 
-        def fetch(address: Address) -> RecordHeader | None:
-            name = address.redis_name(KIND_NAMES[kind])
-            client = self._redis  # held: one that nobody holds closes its connections, those in use as well
-            pipeline = client.pipeline(transaction=False)
-            pipeline.getrange(name, 0, HEADER_BYTES - 1)
-            pipeline.strlen(name)
-            pipeline.expire(name, ttl_s)
-            data, size_bytes, _ = pipeline.execute()
-            if not isinstance(data, bytes) or not data:
-                return None
-            return self._verified(name, lambda: unpack_header(data, kind, address, size_bytes))
+    async def peek_or_claim(
+        self, kind: bytes, addresses: Sequence[Address], *, ttl_s: int, claim_ms: int
+    ) -> tuple[RecordHeader | None, bool]:
+        """As `peek`; where nothing is found, take the right to encode the first key.
 
-        return await self._first(_HEADER_NAME, fetch, addresses, wait_s)
+        Returns:
+            The header, which whoever had that right may have stored just now; and whether the right is the caller's
+            now. With neither, another replica has it.
+        """
 
-    async def put(self, *records: tuple[RecordHeader, torch.Tensor], ttl_s: int, wait_s: float | None = None) -> None:
+        def look_or_claim() -> tuple[RecordHeader | None, bool]:
+            found = self._look_through(kind, ttl_s, addresses)
+            if found is not None or not self._redis.set(addresses[0].redis_name(_CLAIM), b"1", nx=True, px=claim_ms):
+                return found, False
+            return self._look_through(kind, ttl_s, addresses), True
+
+        try:
+            header, claimed = await self._call("claim", look_or_claim, None)
+        except CacheUnavailable:
+            self._count(_HEADER_NAME, "unavailable")
+            raise
+        self._count(_HEADER_NAME, "miss" if header is None else "hit")
+        return header, claimed
+
+    async def put(
+        self,
+        *records: tuple[RecordHeader, torch.Tensor],
+        ttl_s: int,
+        wait_s: float | None = None,
+        releases: Address | None = None,
+    ) -> None:
         """Store records under their headers' addresses, several in one round trip.
 
         Args:
             records: headers and values; these of header.shape, any float dtype, on the CPU.
+            releases: the key whose claim the caller gives back with it.
 
         Raises:
             CacheUnavailable: Redis does not answer, or refuses (out of memory); some may be stored.
@@ -185,6 +204,8 @@ class RecordCache:
             for header, values in records:
                 name = header.address.redis_name(KIND_NAMES[header.kind])
                 pipeline.set(name, pack_record(header, values), ex=ttl_s)
+            if releases is not None:
+                pipeline.delete(releases.redis_name(_CLAIM))
             pipeline.execute()
 
         try:
@@ -194,32 +215,44 @@ class RecordCache:
                 self._metrics.cache_unstored.labels(KIND_NAMES[header.kind], "unavailable").inc()
             raise
 
-    async def claim(self, address: Address, *, ttl_ms: int) -> bool:
-        """Take the right to encode this key; False when another replica holds it. It lapses by itself."""
-
-        def take() -> bool:
-            return bool(self._redis.set(address.redis_name("claim"), b"1", nx=True, px=ttl_ms))
-
-        return await self._call("claim", take, None)
-
     async def release(self, address: Address) -> None:
-        await self._call("release", lambda: self._redis.delete(address.redis_name("claim")), None)
+        """Give a claim back; it lapses by itself, too."""
+        await self._call("release", lambda: self._redis.delete(address.redis_name(_CLAIM)), None)
+
+    def _look(self, kind: bytes, ttl_s: int, address: Address) -> RecordHeader | None:
+        """The header at an address, its record's time to live renewed."""
+        name = address.redis_name(KIND_NAMES[kind])
+        client = self._redis  # held: one that nobody holds closes its connections, those in use as well
+        pipeline = client.pipeline(transaction=False)
+        pipeline.getrange(name, 0, HEADER_BYTES - 1)
+        pipeline.strlen(name)
+        pipeline.expire(name, ttl_s)
+        data, size_bytes, _ = pipeline.execute()
+        if not isinstance(data, bytes) or not data:
+            return None
+        return self._verified(name, lambda: unpack_header(data, kind, address, size_bytes))
+
+    def _look_through(self, kind: bytes, ttl_s: int, addresses: Sequence[Address]) -> RecordHeader | None:
+        found = (self._look(kind, ttl_s, address) for address in addresses)
+        return next((header for header in found if header is not None), None)
 
     async def _first(
         self, counted: str, fetch: Callable[[Address], Reply | None], addresses: Sequence[Address], wait_s: float | None
     ) -> Reply | None:
-        lookups = self._metrics.cache_lookups
         try:
             for address in addresses:
                 found = await self._call("get", lambda address=address: fetch(address), wait_s)  # type: ignore[misc]
                 if found is not None:
-                    lookups.labels(counted, "redis", "hit").inc()
+                    self._count(counted, "hit")
                     return found
         except CacheUnavailable:
-            lookups.labels(counted, "redis", "unavailable").inc()
+            self._count(counted, "unavailable")
             raise
-        lookups.labels(counted, "redis", "miss").inc()
+        self._count(counted, "miss")
         return None
+
+    def _count(self, counted: str, outcome: str) -> None:
+        self._metrics.cache_lookups.labels(counted, "redis", outcome).inc()
 
     def _verified(self, name: str, unpack: Callable[[], Reply]) -> Reply | None:
         """What unpack makes of the value; a value that does not verify is deleted and counts as a miss."""
@@ -227,7 +260,7 @@ class RecordCache:
             return unpack()
         except BadRecord as error:
             log.warning("a cached record was bad and is deleted", extra={"record": name, "error": str(error)})
-            self._metrics.cache_lookups.labels(name.split(":")[1], "redis", "bad").inc()
+            self._count(name.split(":")[1], "bad")
             self._redis.delete(name)
             return None
 

@@ -178,7 +178,8 @@ class EncodePipeline:
         """
         if len(image_sha256) != hashlib.sha256().digest_size:
             raise InvalidArgument("image_sha256", f"has {len(image_sha256)} bytes; a SHA-256 digest has 32")
-        return await self._peek(self._keys.embedding_addresses(tenant, image_sha256, self._version, crop))
+        addresses = self._keys.embedding_addresses(tenant, image_sha256, self._version, crop)
+        return await self._cache.peek(EMBEDDING, addresses, ttl_s=self._settings.embedding_ttl_s)
 
     async def fetch(self, tenant: str, key: bytes) -> tuple[RecordHeader, torch.Tensor]:
         """A stored embedding, [256, 64, 64].
@@ -212,16 +213,19 @@ class EncodePipeline:
         except CacheUnavailable:
             header = None  # encode anyway; storing will be tried, and the reply says what became of it
         cache_ms = (time.perf_counter() - start_s) * 1000
+        stored = False
         try:
             if header is not None:
                 return Encoded(header, cache_hit=True, stored=True, timings=EncodeTimings(cache_ms=cache_ms))
-            return await self._compute(work, addresses[0], cache_ms)
+            encoded = await self._compute(work, addresses[0], claimed, cache_ms)
+            stored = encoded.stored
+            return encoded
         finally:
-            if claimed:
+            if claimed and not stored:  # else it went with the embedding
                 with contextlib.suppress(CacheUnavailable):  # the claim lapses by itself
                     await self._cache.release(addresses[0])
 
-    async def _compute(self, work: Work, address: Address, cache_ms: float) -> Encoded:
+    async def _compute(self, work: Work, address: Address, claimed: bool, cache_ms: float) -> Encoded:
         deadline_s = time.monotonic() + self._settings.encode_timeout_ms / 1000
         with tracing.step("prepare image", {"splitsam.image.bytes": len(work.upload.image)}) as span:
             decoded = await self._prepare.submit(work.upload, deadline_s=deadline_s, lane=work.lane, tenant=work.tenant)
@@ -249,7 +253,7 @@ class EncodePipeline:
             orientation=prepared.orientation,
         )
         start_s = time.perf_counter()
-        stored = await self._store(header, served.value)
+        stored = await self._store(header, served.value, claimed)
         store_ms = (time.perf_counter() - start_s) * 1000
         queue_ms = decoded.queue_ms + served.queue_ms
         timings = EncodeTimings(cache_ms, decoded.model_ms, queue_ms, served.model_ms, store_ms)
@@ -266,24 +270,20 @@ class EncodePipeline:
             return self._pin(self._workers.prepare(upload.image, upload.crop))
         return self._pin(prepare_image(upload.image, self._limits, upload.crop))
 
-    async def _store(self, header: RecordHeader, embedding: torch.Tensor) -> bool:
+    async def _store(self, header: RecordHeader, embedding: torch.Tensor, claimed: bool) -> bool:
+        releases = header.address if claimed else None
         try:
-            await self._cache.put((header, embedding), ttl_s=self._settings.embedding_ttl_s)
+            await self._cache.put((header, embedding), ttl_s=self._settings.embedding_ttl_s, releases=releases)
         except CacheUnavailable:
             return False
         return True
 
-    async def _peek(self, addresses: list[Address]) -> RecordHeader | None:
-        ttl_s = self._settings.embedding_ttl_s
-        return await self._cache.peek(EMBEDDING, addresses, ttl_s=ttl_s)
-
     async def _find_or_claim(self, addresses: list[Address]) -> tuple[RecordHeader | None, bool]:
         """The embedding's header, or the right to encode it; neither when another replica takes too long over it."""
+        ttl_s, claim_ms = self._settings.embedding_ttl_s, self._settings.encode_timeout_ms
         until_s = time.monotonic() + self._settings.claim_wait_ms / 1000
-        while (header := await self._peek(addresses)) is None:
-            if await self._cache.claim(addresses[0], ttl_ms=self._settings.encode_timeout_ms):
-                return await self._peek(addresses), True  # the last holder may have stored it since we looked
-            if time.monotonic() >= until_s:
-                return None, False
+        while True:
+            header, claimed = await self._cache.peek_or_claim(EMBEDDING, addresses, ttl_s=ttl_s, claim_ms=claim_ms)
+            if header is not None or claimed or time.monotonic() >= until_s:
+                return header, claimed
             await asyncio.sleep(_CLAIM_POLL_S)
-        return header, False

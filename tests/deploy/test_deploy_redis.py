@@ -45,7 +45,7 @@ async def use(cache: RecordCache, header: RecordHeader) -> None:
     """Every command of the cache."""
     await cache.ping()
     await cache.measure()
-    assert await cache.claim(header.address, ttl_ms=60_000)
+    assert await cache.peek_or_claim(LOGITS, [header.address], ttl_s=60, claim_ms=60_000) == (None, True)
     await cache.put((header, torch.ones(SHAPES[LOGITS])), ttl_s=60)
     await cache.release(header.address)
     assert await cache.peek(LOGITS, [header.address], ttl_s=60) == header

@@ -127,7 +127,7 @@ async def test_the_services_user_may_do_all_that_the_cache_does(made, server):
         orientation=0,
     )
     await cache.ping()
-    assert await cache.claim(address, ttl_ms=60_000)
+    assert await cache.peek_or_claim(EMBEDDING, [address], ttl_s=60, claim_ms=60_000) == (None, True)
     await cache.put((header, torch.ones(SHAPES[EMBEDDING])), ttl_s=60, wait_s=30)
     await cache.release(address)
     assert await cache.peek(EMBEDDING, [address], ttl_s=60, wait_s=30) == header

@@ -223,7 +223,7 @@ def test_each_image_and_each_position_of_a_stream_has_its_own_span(collector, tr
     wait_until(served, "the spans of both streams have arrived", 10)
     found = edges([span for span in collector.spans if span.trace_id == trace_id], outside=span_id)
     assert found[f"{ENCODER}/EncodeImages", "encode item"] == ENCODING
-    assert found["encode item", "redis get"] == ENCODING
+    assert found["encode item", "redis claim"] == ENCODING
     assert found[STREAM, "pointer position"] == DECODING
     assert found["pointer position", "decoder model"] == DECODING
 

@@ -99,6 +99,10 @@ async def peek(cache: RecordCache, *headers: RecordHeader, ttl_s: int = 60):
     return await cache.peek(headers[0].kind, [header.address for header in headers], ttl_s=ttl_s, wait_s=60)
 
 
+async def claim(cache: RecordCache, header: RecordHeader):
+    return await cache.peek_or_claim(header.kind, [header.address], ttl_s=60, claim_ms=60_000)
+
+
 def lookups(metrics: Metrics, result: str, kind: str = "logits") -> float:
     labels = {"kind": kind, "tier": "redis", "result": result}
     return metrics.registry.get_sample_value("splitsam_cache_lookups_total", labels) or 0.0
@@ -205,7 +209,7 @@ async def test_replicas_of_two_schemas_leave_each_others_records_and_claims_alon
         be_of_schema(version)
         for read in (get, peek):
             assert await read(cache, header) is None
-        assert await cache.claim(header.address, ttl_ms=60_000)
+        assert await claim(cache, header) == (None, True)
         await put(cache, header, torch.full(SHAPES[LOGITS], float(version)))
     for version in (1, 2):
         be_of_schema(version)
@@ -216,18 +220,45 @@ async def test_replicas_of_two_schemas_leave_each_others_records_and_claims_alon
 async def test_a_claim_is_held_by_one_replica_until_released(
     connect: Callable[..., RecordCache], redis_server: RedisProcess
 ):
-    first, second, address = connect(redis_server), connect(redis_server), new_header().address
-    assert await first.claim(address, ttl_ms=60_000)
-    assert not await second.claim(address, ttl_ms=60_000)
-    await first.release(address)
-    assert await second.claim(address, ttl_ms=60_000)
+    first, second, header = connect(redis_server), connect(redis_server), new_header()
+    assert await claim(first, header) == (None, True)
+    assert await claim(second, header) == (None, False)
+    await first.release(header.address)
+    assert await claim(second, header) == (None, True)
+
+
+async def test_a_claim_is_given_back_with_the_record_that_it_was_for(
+    connect: Callable[..., RecordCache], redis_server: RedisProcess
+):
+    first, second, header = connect(redis_server), connect(redis_server), new_header()
+    assert await claim(first, header) == (None, True)
+    await first.put((header, values(header.kind)), ttl_s=60, releases=header.address)
+    assert await claim(second, header) == (header, False)
+    with redis_server.client() as redis:
+        assert not redis.exists(header.address.redis_name("claim"))
+
+
+async def test_what_the_last_holder_of_a_claim_stored_meanwhile_is_found_with_it(
+    cache: RecordCache, connect: Callable[..., RecordCache], redis_server: RedisProcess, monkeypatch
+):
+    header, other = new_header(), connect(redis_server)
+    look, loop = cache._look, asyncio.get_running_loop()
+
+    def look_then_store(*arguments):
+        found = look(*arguments)
+        monkeypatch.setattr(cache, "_look", look)
+        asyncio.run_coroutine_threadsafe(put(other, header), loop).result()
+        return found
+
+    monkeypatch.setattr(cache, "_look", look_then_store)
+    assert await claim(cache, header) == (header, True)
 
 
 async def test_a_claim_lapses_by_itself(cache: RecordCache, redis_server: RedisProcess):
-    address = new_header().address
-    await cache.claim(address, ttl_ms=60_000)
+    header = new_header()
+    await claim(cache, header)
     with redis_server.client() as redis:
-        assert 0 < redis.pttl(address.redis_name("claim")) <= 60_000
+        assert 0 < redis.pttl(header.address.redis_name("claim")) <= 60_000
 
 
 async def test_a_paused_redis_is_unavailable_and_then_not_asked_for_a_second(
@@ -260,7 +291,7 @@ async def test_a_redis_that_refuses_connections_is_unavailable_and_what_it_did_n
         with pytest.raises(CacheUnavailable):
             await operation
         clock.now_s += 1.0
-    for operation in (cache.claim(header.address, ttl_ms=1000), cache.release(header.address)):
+    for operation in (claim(cache, header), cache.release(header.address)):
         with pytest.raises(CacheUnavailable):
             await operation
     labels = {"kind": "embedding", "why": "unavailable"}
@@ -312,7 +343,7 @@ async def test_a_name_that_leads_to_another_master_is_followed_there(
             "put": lambda: put(cache, header),
             "get": lambda: get(cache, header),
             "peek": lambda: peek(cache, header),
-            "claim": lambda: cache.claim(header.address, ttl_ms=60_000),
+            "claim": lambda: claim(cache, header),
         }
         answers = await asyncio.gather(*(calls[operation]() for _ in range(8)), return_exceptions=True)
         errors = {type(answer) for answer in answers if isinstance(answer, BaseException)}

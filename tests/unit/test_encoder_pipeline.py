@@ -19,7 +19,7 @@ from splitsam.common.batcher import Batcher, Lane
 from splitsam.common.cache import RecordCache
 from splitsam.common.calls import Call, current_call, share_of_deadline_s
 from splitsam.common.errors import DeadlineTooShort, EmbeddingExpired, InvalidArgument, QueueFull
-from splitsam.common.keys import EncodingVersion
+from splitsam.common.keys import Address, EncodingVersion
 from splitsam.common.metrics import Metrics
 from splitsam.common.records import EMBEDDING, SHAPES, Size
 from splitsam.encoder_service import pipeline
@@ -154,10 +154,21 @@ async def test_an_image_is_computed_once_by_two_replicas(redis_server: RedisProc
     assert all(result.stored for result in encoded)
 
 
+def set_claim(redis_server: RedisProcess, address: Address) -> None:
+    """As another replica does that encodes the image."""
+    with redis_server.client() as redis:
+        redis.set(address.redis_name("claim"), b"1", px=60_000)
+
+
+def is_claimed(redis_server: RedisProcess, address: Address) -> bool:
+    with redis_server.client() as redis:
+        return bool(redis.exists(address.redis_name("claim")))
+
+
 async def test_a_claim_whose_holder_failed_is_taken_over(redis_server: RedisProcess):
     async with Replica(redis_server.url, "--claim-wait-ms", "60000") as replica:
         (address,) = replica.keys.embedding_addresses("acme", hashlib.sha256(picture(32)).digest(), VERSION)
-        assert await replica.cache.claim(address, ttl_ms=60_000)
+        set_claim(redis_server, address)
         waiting = asyncio.create_task(replica.pipeline.encode("acme", picture(32), Lane.CLICK))
         await asyncio.sleep(0)
         await replica.cache.release(address)
@@ -165,16 +176,16 @@ async def test_a_claim_whose_holder_failed_is_taken_over(redis_server: RedisProc
         assert replica.computed == 1
         assert encoded.stored
         assert not encoded.cache_hit
-        assert await replica.cache.claim(address, ttl_ms=10), "the claim was given back"
+        assert not is_claimed(redis_server, address), "the claim was given back"
 
 
 async def test_an_image_is_encoded_anyway_when_a_claim_outlasts_the_wait(redis_server: RedisProcess):
     async with Replica(redis_server.url, "--claim-wait-ms", "0") as replica:
         (address,) = replica.keys.embedding_addresses("acme", hashlib.sha256(picture(33)).digest(), VERSION)
-        assert await replica.cache.claim(address, ttl_ms=60_000)
+        set_claim(redis_server, address)
         encoded = await replica.pipeline.encode("acme", picture(33), Lane.CLICK)
         assert (replica.computed, encoded.stored) == (1, True)
-        assert not await replica.cache.claim(address, ttl_ms=10), "a claim of somebody else is left alone"
+        assert is_claimed(redis_server, address), "a claim of somebody else is left alone"
 
 
 async def test_a_failed_image_gives_its_claim_back(redis_server: RedisProcess):
@@ -182,7 +193,7 @@ async def test_a_failed_image_gives_its_claim_back(redis_server: RedisProcess):
         with pytest.raises(InvalidArgument, match="image"):
             await replica.pipeline.encode("acme", b"not an image", Lane.CLICK)
         (address,) = replica.keys.embedding_addresses("acme", hashlib.sha256(b"not an image").digest(), VERSION)
-        assert await replica.cache.claim(address, ttl_ms=10)
+        assert not is_claimed(redis_server, address)
 
 
 async def test_images_that_come_at_once_are_refused_before_they_are_decoded(redis_server: RedisProcess):
@@ -287,7 +298,7 @@ async def test_a_bulk_image_that_somebody_opens_before_it_waits_comes_into_the_l
 ):
     async with Replica(redis_server.url, "--decode-threads", "1", "--claim-wait-ms", "60000") as replica:
         (address,) = replica.keys.embedding_addresses("acme", hashlib.sha256(picture(343)).digest(), VERSION)
-        assert await replica.cache.claim(address, ttl_ms=60_000)
+        set_claim(redis_server, address)
         tasks = await busy_decoding(replica, 340, 341, 342)
         tasks += replica.encode(343)
         tasks += replica.encode(343, lane=Lane.CLICK)
