@@ -14,7 +14,7 @@ from splitsam.client import Client
 from splitsam.client.processes import Child, free_ports, stop_all
 from splitsam.client.stack import is_serving
 
-IMAGES = [image_file(draw(number)) for number in range(520, 528)]
+IMAGES = [image_file(draw(number)) for number in range(520, 534)]
 
 
 class Decoders:
