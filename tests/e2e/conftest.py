@@ -230,3 +230,12 @@ def _services_stay_alive(stack):
     yield
     for child in stack.children.values():
         child.check_alive("running a test")
+
+
+@pytest.fixture
+def large_blocks_given_back(monkeypatch):
+    """By glibc of the service, as soon as they are free, and to all threads of one heap: what is resident is held."""
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", str(2**16))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**17))
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")

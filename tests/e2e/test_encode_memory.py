@@ -176,16 +176,7 @@ def redis_that_evicts(start_redis, images) -> RedisProcess:
     return start_redis(*options)
 
 
-@pytest.fixture
-def _large_blocks_given_back(monkeypatch):
-    """By glibc of the service, as soon as they are free, and to all threads of one heap: what is resident is held."""
-    monkeypatch.setenv("MALLOC_MMAP_MAX_", str(2**16))
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**17))
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
-
-
-@pytest.mark.usefixtures("_large_blocks_given_back")
+@pytest.mark.usefixtures("large_blocks_given_back")
 @pytest.mark.timeout(6 * 3600)  # each call has its own deadline
 def test_memory_stays_flat_over_many_images(stack, alpha, encoder_args, on_gpu, redis_that_evicts, images, capsys):
     bad_images = PARTS * max(2 * len(BAD), images // 200)

@@ -24,7 +24,7 @@ CLICK = prompt(point(10, 10))
 
 
 @pytest.fixture
-def small_stack(device_args, tmp_path):
+def small_stack(device_args, large_blocks_given_back, tmp_path):
     """The shipped model behind short queues."""
     settings = StackSettings(
         encoder_args=(*device_args, "--max-queue-ms", str(BOUND_MS["encode"])),

@@ -25,11 +25,16 @@ async def use(cache, number, seen):
     """Every command of the cache; what came of it, or that there was no answer."""
     header = header_of(number)
     value = float(number)
+
+    async def claim() -> RecordHeader | None:
+        found, _ = await cache.peek_or_claim(LOGITS, [header.address], ttl_s=60, claim_ms=50)
+        return found
+
     for call in (
         lambda: cache.put((header, torch.full(SHAPES[LOGITS], value)), ttl_s=60),
         lambda: cache.peek(LOGITS, [header.address], ttl_s=60),
         lambda: cache.get(LOGITS, [header.address], ttl_s=60),
-        lambda: cache.claim(header.address, ttl_ms=50),
+        claim,
         lambda: cache.release(header.address),
     ):
         try:

@@ -72,6 +72,10 @@ async def put(cache, number):
     await cache.put((header_of(number), torch.full(SHAPES[LOGITS], float(number))), ttl_s=60)
 
 
+async def claim(cache, number):
+    return await cache.peek_or_claim(LOGITS, [header_of(number).address], ttl_s=60, claim_ms=9_000)
+
+
 async def read(cache, number):
     """The number that was put, or None."""
     record = await cache.get(LOGITS, [header_of(number).address], ttl_s=60)
@@ -97,7 +101,7 @@ async def test_sentinels_name_another_master_and_records_go_there(tmp_path, metr
         await until_done(lambda: put(cache, 2))
         assert group.master() == group.second
         assert await read(cache, 2) == 2
-        assert await cache.claim(header_of(3).address, ttl_ms=9_000)
+        assert await claim(cache, 3) == (None, True)
         assert (await cache.peek(LOGITS, [header_of(2).address], ttl_s=60)) == header_of(2)
         await cache.close()
 
@@ -107,11 +111,11 @@ async def test_cluster_keeps_what_its_nodes_own_and_takes_a_node_back(tmp_path, 
     with Cluster(tmp_path) as group:
         cache = RecordCache(group.url, timeout_ms=500, connections=2, metrics=metrics)
         for number in numbers:
+            assert await claim(cache, number) == (None, True)
+            assert await claim(cache, number) == (None, False)
+            await cache.release(header_of(number).address)
             await put(cache, number)
             assert (await cache.peek(LOGITS, [header_of(number).address], ttl_s=60)) == header_of(number)
-            assert await cache.claim(header_of(number).address, ttl_ms=9_000)
-            assert not await cache.claim(header_of(number).address, ttl_ms=9_000)
-            await cache.release(header_of(number).address)
         assert [await read(cache, number) for number in numbers] == list(numbers)
         assert (await cache.measure()).used_bytes > 12 * 2**17  # of all nodes
         group.kill(group.ports[0])
