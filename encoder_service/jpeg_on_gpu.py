@@ -4,7 +4,7 @@ The pixels are not Pillow's to the last bit: another inverse transform, and colo
 enlarged otherwise. Embeddings made of them have keys of their own.
 """
 
-import importlib.util
+import importlib
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -73,15 +73,16 @@ class JpegDecoder:
     """Decodes what nvJPEG takes, for any thread. Those who come while one decodes are decoded together after it.
 
     Raises:
-        SettingsProblem: there is no GPU, or no torchvision.
+        SettingsProblem: there is no GPU, or no torchvision that goes with torch.
     """
 
     def __init__(self, limits: ImageLimits, device: torch.device):
         if device.type != "cuda":
             raise SettingsProblem("jpeg_decoder: nvjpeg needs a GPU")
-        if importlib.util.find_spec("torchvision") is None:
-            raise SettingsProblem("jpeg_decoder: nvjpeg needs torchvision, which is not installed")
-        io: Any = importlib.import_module("torchvision.io")
+        try:
+            io: Any = importlib.import_module("torchvision.io")
+        except (ImportError, OSError, RuntimeError) as error:  # not there, or made for another torch
+            raise SettingsProblem(f"jpeg_decoder: nvjpeg needs torchvision: {error}") from error
         self._decode = io.decode_jpeg
         self._limits = limits
         self._device = device

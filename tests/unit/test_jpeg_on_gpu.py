@@ -1,5 +1,6 @@
 """Which JPEGs a GPU may decode: those of which it makes what Pillow makes. The rest is left to Pillow."""
 
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -79,6 +80,12 @@ def test_end_of_a_jpeg_of_several_scans_is_not_told():
     assert find_jpeg_end(b"\xff\xd8\xff") is None
     data = jpeg()
     assert find_jpeg_end(data) == len(data)
+
+
+def test_without_torchvision_it_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    with pytest.raises(SettingsProblem, match="jpeg_decoder: nvjpeg needs torchvision: "):
+        JpegDecoder(LIMITS, torch.device("cuda", 0))
 
 
 def test_without_a_gpu_it_is_refused_in_one_line():
